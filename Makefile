@@ -1,0 +1,45 @@
+# Everything a user or CI runs. Each target does its own set-up on a fresh machine and is quick the second time.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+CACHE := $(CURDIR)/$(VENV)/cache
+
+export HF_HOME ?= $(CACHE)/huggingface
+export TORCH_EXTENSIONS_DIR ?= $(CACHE)/torch_extensions
+export TORCHINDUCTOR_CACHE_DIR ?= $(CACHE)/inductor
+export MPLCONFIGDIR ?= $(CACHE)/matplotlib
+export TOKENIZERS_PARALLELISM ?= false
+
+.PHONY: help setup quickstart test test-full lint format clean
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+setup: $(VENV)/.installed  ## the environment in .venv
+
+$(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "hf_ext needs Python 3.11 or newer, this is %d.%d; set PYTHON=python3.11" % sys.version_info[:2])'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,peft,test,lint]'
+	@touch $@
+
+quickstart: setup  ## train a small decoder on Python's own library, into outputs/quickstart
+	$(BIN)/python recipes/pretraining/train.py recipes/pretraining/quickstart.yaml
+
+test: setup  ## the tests, short forms
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m 'not full' $(ARGS)
+
+test-full: setup  ## the tests, long matrices too
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
+
+lint: setup  ## style
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: setup  ## mend the style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:  ## what runs leave; keeps .venv
+	rm -rf outputs .pytest_cache .ruff_cache

@@ -1,0 +1,15 @@
+"""hf_ext: transformers of your own design as full citizens of the Hugging Face ecosystem.
+
+`import hf_ext` registers the model families and attention backends with transformers.
+"""
+
+from importlib.metadata import version
+
+from hf_ext.models import HfxDecoderConfig, HfxDecoderForCausalLM, HfxDecoderModel
+from hf_ext.registry import register
+
+
+__version__ = version("hf-ext")
+__all__ = ["HfxDecoderConfig", "HfxDecoderForCausalLM", "HfxDecoderModel", "__version__"]
+
+register()

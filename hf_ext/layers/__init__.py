@@ -1,0 +1,26 @@
+"""The parts: modules with explicit arguments, from which each model family is assembled."""
+
+from hf_ext.layers.attention import MultiHeadAttention
+from hf_ext.layers.blocks import BLOCKS, ParallelBlock, PostNormBlock, PreNormBlock, SandwichNormBlock
+from hf_ext.layers.feed_forward import ACTIVATIONS, FEED_FORWARDS, FeedForward, GatedFeedForward
+from hf_ext.layers.norms import NORMS, LayerNorm, RMSNorm
+from hf_ext.layers.rope import RoPE, RotaryEmbedding
+
+
+__all__ = [
+    "ACTIVATIONS",
+    "BLOCKS",
+    "FEED_FORWARDS",
+    "NORMS",
+    "FeedForward",
+    "GatedFeedForward",
+    "LayerNorm",
+    "MultiHeadAttention",
+    "ParallelBlock",
+    "PostNormBlock",
+    "PreNormBlock",
+    "RMSNorm",
+    "RoPE",
+    "RotaryEmbedding",
+    "SandwichNormBlock",
+]

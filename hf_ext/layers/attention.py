@@ -1,0 +1,144 @@
+"""Multi-head attention with grouped key/value heads, QK-norm, rotary positions and a cache.
+
+B batch, H query heads, K key/value heads, T queries, S keys, D head dim.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from hf_ext.layers.norms import RMSNorm
+from hf_ext.ops.backends import eager_attention_forward
+from hf_ext.ops.rotary import apply_rotary
+
+
+QK_NORMS = ("head", "projection")
+
+
+class MultiHeadAttention(nn.Module):
+    """Self-attention: softmax(scaling * Q K^T) V by head; Vaswani et al. 2017, arXiv 1706.03762, sec. 3.2.2.
+
+    Fewer key/value heads than query heads make it grouped-query (Ainslie et al. 2023, arXiv 2305.13245), one alone
+    multi-query attention (Shazeer 2019, arXiv 1911.02150).
+
+    Args:
+        d_model: size of the input and output.
+        num_heads: H. num_key_value_heads: K, divides H; default H.
+        head_dim: D; default d_model / num_heads.
+        bias: whether the query, key, value and output matrices have one.
+        qk_norm: None, "head" (RMSNorm over each head's D, as in Qwen3) or "projection" (over all heads' H * D before
+            they are split, as in OLMo2); Henry et al. 2020, arXiv 2010.04245. Applied before the rotation.
+        norm_eps: of that norm.
+        dropout: on the weights, in training.
+        scaling: on the scores; default D ** -0.5.
+        is_causal: whether a token sees only itself and what came before, where no mask says so.
+        layer_idx: which layer of the cache is this one's.
+        rope_interleave: rotate neighbouring dims instead of halves.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        num_heads: int,
+        *,
+        num_key_value_heads: int | None = None,
+        head_dim: int | None = None,
+        bias: bool = False,
+        qk_norm: str | None = None,
+        norm_eps: float = 1e-6,
+        dropout: float = 0.0,
+        scaling: float | None = None,
+        is_causal: bool = True,
+        layer_idx: int | None = None,
+        rope_interleave: bool = False,
+    ):
+        super().__init__()
+        num_key_value_heads = num_heads if num_key_value_heads is None else num_key_value_heads
+        check_heads(d_model, num_heads, num_key_value_heads, head_dim)
+        self.head_dim = d_model // num_heads if head_dim is None else head_dim
+        self.num_key_value_groups = num_heads // num_key_value_heads
+        self.scaling = self.head_dim**-0.5 if scaling is None else scaling
+        self.attention_dropout = dropout
+        self.is_causal = is_causal
+        self.layer_idx = layer_idx
+        self.rope_interleave = rope_interleave
+
+        self.q_proj = nn.Linear(d_model, num_heads * self.head_dim, bias=bias)
+        self.k_proj = nn.Linear(d_model, num_key_value_heads * self.head_dim, bias=bias)
+        self.v_proj = nn.Linear(d_model, num_key_value_heads * self.head_dim, bias=bias)
+        self.o_proj = nn.Linear(num_heads * self.head_dim, d_model, bias=bias)
+        self.qk_norm = qk_norm
+        if qk_norm is not None:
+            if qk_norm not in QK_NORMS:
+                raise ValueError(f"qk_norm={qk_norm!r}: must be None or one of {', '.join(QK_NORMS)}")
+            heads = (1, 1) if qk_norm == "head" else (num_heads, num_key_value_heads)
+            self.q_norm = RMSNorm(heads[0] * self.head_dim, eps=norm_eps)
+            self.k_norm = RMSNorm(heads[1] * self.head_dim, eps=norm_eps)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
+        attention_mask=None,
+        past_key_values=None,
+        attention_interface: Callable = eager_attention_forward,
+        **kwargs,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Attend.
+
+        Args:
+            hidden_states: (B, T, d_model).
+            position_embeddings: cos and sin of the rotation, (B, T, R) each; None rotates nothing.
+            attention_mask: what `attention_interface` takes; None means causal if `is_causal`, else everything.
+            past_key_values: a transformers `Cache`, extended in place.
+            attention_interface: `attend(module, query, key, value, mask, scaling=…, dropout=…, **kwargs)`.
+
+        Returns:
+            (B, T, d_model), and the weights (B, H, T, S) where the backend has them.
+        """
+        query, key, value = self._project(hidden_states)
+        if position_embeddings is not None:
+            query, key = apply_rotary(query, key, *position_embeddings, interleaved=self.rope_interleave)
+        if past_key_values is not None:
+            key, value = past_key_values.update(key, value, self.layer_idx)
+
+        output, weights = attention_interface(
+            self,
+            query,
+            key,
+            value,
+            attention_mask,
+            scaling=self.scaling,
+            dropout=self.attention_dropout if self.training else 0.0,
+            **kwargs,
+        )
+        return self.o_proj(output.reshape(*hidden_states.shape[:-1], -1).contiguous()), weights
+
+    def _project(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """(B, T, d_model) -> query (B, H, T, D), key and value (B, K, T, D)."""
+        query, key, value = self.q_proj(hidden_states), self.k_proj(hidden_states), self.v_proj(hidden_states)
+        if self.qk_norm == "projection":
+            query, key = self.q_norm(query), self.k_norm(key)
+        by_head = (*hidden_states.shape[:-1], -1, self.head_dim)
+        query, key, value = query.view(by_head), key.view(by_head), value.view(by_head)
+        if self.qk_norm == "head":
+            query, key = self.q_norm(query), self.k_norm(key)
+        return query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
+
+
+def check_heads(d_model: int, num_heads: int, num_key_value_heads: int, head_dim: int | None) -> None:
+    """Raises ValueError, one line, for sizes that can't be split into heads."""
+    sizes = {"hidden_size": d_model, "num_attention_heads": num_heads, "num_key_value_heads": num_key_value_heads}
+    for name, size in {**sizes, **({} if head_dim is None else {"head_dim": head_dim})}.items():
+        if size < 1:
+            raise ValueError(f"{name}={size}: must be at least 1")
+    if head_dim is None and d_model % num_heads:
+        raise ValueError(
+            f"num_attention_heads={num_heads}: must divide hidden_size={d_model}; change one of them or set head_dim"
+        )
+    if num_heads % num_key_value_heads:
+        raise ValueError(
+            f"num_key_value_heads={num_key_value_heads}: must divide num_attention_heads={num_heads}; "
+            "use 1 for multi-query attention or the same number for full attention"
+        )

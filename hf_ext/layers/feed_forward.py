@@ -1,0 +1,66 @@
+"""The position-wise half of a block: plain and gated multi-layer perceptrons, and their activations by name."""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import nn
+
+
+def relu_squared(x: torch.Tensor) -> torch.Tensor:
+    """max(x, 0)²; So et al. 2021 (Primer), arXiv 2109.08668, sec. 4."""
+    return nn.functional.relu(x).square()
+
+
+# transformers' names. `gelu` is x * Phi(x), Hendrycks & Gimpel 2016, arXiv 1606.08415; `gelu_pytorch_tanh` (also known as
+# `gelu_new`) its tanh approximation; `silu` is x * sigmoid(x), also known as swish.
+ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "gelu": nn.functional.gelu,
+    "gelu_new": partial(nn.functional.gelu, approximate="tanh"),
+    "gelu_pytorch_tanh": partial(nn.functional.gelu, approximate="tanh"),
+    "relu": nn.functional.relu,
+    "relu2": relu_squared,
+    "silu": nn.functional.silu,
+}
+
+
+class FeedForward(nn.Module):
+    """down(activation(up(x))); Vaswani et al. 2017, arXiv 1706.03762, eq. 2.
+
+    Args:
+        d_model: size of the input and output.
+        intermediate_size: size between the two matrices.
+        activation: name in `ACTIVATIONS`.
+        bias: whether both matrices have one.
+    """
+
+    def __init__(self, d_model: int, intermediate_size: int, *, activation: str = "gelu", bias: bool = False):
+        super().__init__()
+        self.up_proj = nn.Linear(d_model, intermediate_size, bias=bias)
+        self.down_proj = nn.Linear(intermediate_size, d_model, bias=bias)
+        self.activation = ACTIVATIONS[activation]
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """(B, T, d_model) -> (B, T, d_model)."""
+        return self.down_proj(self.activation(self.up_proj(hidden_states)))
+
+
+class GatedFeedForward(nn.Module):
+    """down(activation(gate(x)) * up(x)); Shazeer 2020, arXiv 2002.05202: SwiGLU with silu, GeGLU with gelu (eq. 6).
+
+    Args: as `FeedForward`.
+    """
+
+    def __init__(self, d_model: int, intermediate_size: int, *, activation: str = "silu", bias: bool = False):
+        super().__init__()
+        self.gate_proj = nn.Linear(d_model, intermediate_size, bias=bias)
+        self.up_proj = nn.Linear(d_model, intermediate_size, bias=bias)
+        self.down_proj = nn.Linear(intermediate_size, d_model, bias=bias)
+        self.activation = ACTIVATIONS[activation]
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """(B, T, d_model) -> (B, T, d_model)."""
+        return self.down_proj(self.activation(self.gate_proj(hidden_states)) * self.up_proj(hidden_states))
+
+
+FEED_FORWARDS: dict[str, type[nn.Module]] = {"plain": FeedForward, "gated": GatedFeedForward}

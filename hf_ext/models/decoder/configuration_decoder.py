@@ -1,0 +1,155 @@
+"""Configuration of the decoder family."""
+
+from huggingface_hub.dataclasses import strict
+from transformers import PretrainedConfig
+
+from hf_ext.layers.attention import QK_NORMS, check_heads
+from hf_ext.layers.blocks import BLOCKS
+from hf_ext.layers.feed_forward import ACTIVATIONS, FEED_FORWARDS
+from hf_ext.layers.norms import NORMS
+from hf_ext.models.configuration_choices import check_choice
+from hf_ext.ops.rotary import check_rope_parameters
+
+
+POSITIONS = ("rope", "none")
+
+
+@strict
+class HfxDecoderConfig(PretrainedConfig):
+    """A decoder of your own design. Defaults: a Llama-like model of 39M parameters (vocabulary 32,000).
+
+    Args:
+        vocab_size: tokens in the vocabulary.
+        hidden_size: width of the residual stream.
+        intermediate_size: width inside the feed-forward; default 4 hidden_size for a plain one, 8/3 of it, rounded up to
+            a multiple of 64, for a gated one (as many parameters).
+        num_hidden_layers, num_attention_heads: counts.
+        num_key_value_heads: default num_attention_heads; 1 is multi-query attention.
+        head_dim: default hidden_size / num_attention_heads.
+        block_type: "pre_norm", "post_norm", "sandwich" or "parallel", see `hf_ext/layers/blocks.py`.
+        norm_type: "rmsnorm" or "layernorm". norm_eps: added to the mean square or variance.
+        mlp_type: "gated" (SwiGLU with silu, GeGLU with gelu) or "plain". hidden_act: its activation.
+        qk_norm: None, "head" or "projection", see `MultiHeadAttention`.
+        position_embedding_type: "rope", or "none" (causality alone tells the order).
+        rope_parameters: transformers' dict (rope_type, rope_theta, factor, …).
+        rope_interleave: rotate neighbouring dims (GPT-J) instead of halves (Llama).
+        max_position_embeddings: tokens in a row the model is made for.
+        attention_bias, mlp_bias: biases of the matrices. norm_bias: of LayerNorms.
+        attention_dropout, hidden_dropout, embedding_dropout: probabilities in training.
+        final_logit_softcapping: c in c * tanh(logits / c); None for none.
+        initializer_range: standard deviation of new matrices.
+        tie_word_embeddings: whether the output matrix is the embedding.
+        use_cache: whether keys and values are kept by default.
+
+    Raises:
+        ValueError: one line, for what can't be built.
+    """
+
+    model_type = "hfx_decoder"
+    keys_to_ignore_at_inference = ["past_key_values"]
+    base_model_tp_plan = {
+        "layers.*.self_attn.q_proj": "colwise",
+        "layers.*.self_attn.k_proj": "colwise",
+        "layers.*.self_attn.v_proj": "colwise",
+        "layers.*.self_attn.o_proj": "rowwise",
+        "layers.*.mlp.gate_proj": "colwise",
+        "layers.*.mlp.up_proj": "colwise",
+        "layers.*.mlp.down_proj": "rowwise",
+    }
+    base_model_pp_plan = {
+        "embed_tokens": (["input_ids"], ["inputs_embeds"]),
+        "layers": (["hidden_states", "attention_mask"], ["hidden_states"]),
+        "norm": (["hidden_states"], ["hidden_states"]),
+    }
+
+    vocab_size: int = 32_000
+    hidden_size: int = 512
+    intermediate_size: int | None = None
+    num_hidden_layers: int = 8
+    num_attention_heads: int = 8
+    num_key_value_heads: int | None = None
+    head_dim: int | None = None
+    block_type: str = "pre_norm"
+    norm_type: str = "rmsnorm"
+    norm_eps: float = 1e-6
+    norm_bias: bool = True
+    mlp_type: str = "gated"
+    hidden_act: str = "silu"
+    mlp_bias: bool = False
+    attention_bias: bool = False
+    qk_norm: str | None = None
+    position_embedding_type: str = "rope"
+    rope_parameters: dict | None = None
+    rope_interleave: bool = False
+    max_position_embeddings: int = 2048
+    attention_dropout: float | int = 0.0
+    hidden_dropout: float | int = 0.0
+    embedding_dropout: float | int = 0.0
+    final_logit_softcapping: float | int | None = None
+    initializer_range: float = 0.02
+    tie_word_embeddings: bool = False
+    use_cache: bool = True
+    pad_token_id: int | None = None
+    bos_token_id: int | None = None
+    eos_token_id: int | list[int] | None = None
+
+    def __post_init__(self, **kwargs):
+        if self.num_key_value_heads is None:
+            self.num_key_value_heads = self.num_attention_heads
+        self.validate_architecture()  # before anything is derived: a plain ValueError, not a division by zero
+        if self.head_dim is None:
+            self.head_dim = self.hidden_size // self.num_attention_heads
+        if self.intermediate_size is None:
+            gated = -(-self.hidden_size * 8 // 3 // 64) * 64
+            self.intermediate_size = gated if self.mlp_type == "gated" else 4 * self.hidden_size
+        super().__post_init__(**kwargs)
+        if self.position_embedding_type == "rope":
+            check_rope_parameters(self.rope_parameters, self.head_dim, self.max_position_embeddings)
+
+    def validate_architecture(self):
+        """Runs at creation and again whenever the config is saved."""
+        for name in (
+            "vocab_size",
+            "hidden_size",
+            "intermediate_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "num_key_value_heads",
+            "head_dim",
+            "max_position_embeddings",
+        ):
+            size = getattr(self, name)
+            if isinstance(size, int) and size < 1:
+                raise ValueError(f"{name}={size}: must be at least 1")
+        check_heads(self.hidden_size, self.num_attention_heads, self.num_key_value_heads, self.head_dim)
+        for name, choices in (
+            ("block_type", BLOCKS),
+            ("norm_type", NORMS),
+            ("mlp_type", FEED_FORWARDS),
+            ("hidden_act", ACTIVATIONS),
+            ("position_embedding_type", POSITIONS),
+            ("qk_norm", (None, *QK_NORMS)),
+        ):
+            check_choice(name, getattr(self, name), choices)
+        for name in ("attention_dropout", "hidden_dropout", "embedding_dropout"):
+            probability = getattr(self, name)
+            if not 0 <= probability < 1:
+                raise ValueError(f"{name}={probability}: must be at least 0 and below 1")
+        if self.norm_eps <= 0:
+            raise ValueError(f"norm_eps={self.norm_eps}: must be above 0")
+        if self.initializer_range < 0:
+            raise ValueError(f"initializer_range={self.initializer_range}: must not be negative")
+        if self.final_logit_softcapping is not None and self.final_logit_softcapping <= 0:
+            raise ValueError(
+                f"final_logit_softcapping={self.final_logit_softcapping}: must be above 0, or None for none"
+            )
+        for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
+            value = getattr(self, name)
+            for token in value if isinstance(value, list) else [value]:
+                if token is not None and not 0 <= token < self.vocab_size:
+                    raise ValueError(
+                        f"{name}={token}: must be None or a token of the vocabulary 0..{self.vocab_size - 1}"
+                    )
+
+
+__all__ = ["HfxDecoderConfig"]

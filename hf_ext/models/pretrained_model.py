@@ -1,0 +1,142 @@
+"""What every family of ours shares: initialisation of the parts, strict loading, and checks of what comes in."""
+
+import torch
+from torch import nn
+from transformers import PretrainedConfig, PreTrainedModel
+from transformers import initialization as init
+
+from hf_ext.layers.rope import RotaryEmbedding
+
+
+# what says where and how to fetch a file; passed on when the config is read ahead of the weights
+HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
+
+
+class HfxPreTrainedModel(PreTrainedModel):
+    """Base of all our models. `from_pretrained` loads what was saved or refuses; it never leaves a part at random."""
+
+    supports_gradient_checkpointing = True
+    _skip_keys_device_placement = ["past_key_values"]
+    _supports_flash_attn = True
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)  # normal(0, initializer_range) matrices and embeddings, norms of one
+        if isinstance(module, RotaryEmbedding):
+            # non-persistent: from_pretrained hands the buffer over uninitialised
+            init.copy_(module.inv_freq, module.frequencies()[0])
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, output_loading_info: bool = False, **kwargs):
+        """As `PreTrainedModel.from_pretrained`, but another architecture's weights are refused.
+
+        Raises:
+            ValueError: the checkpoint's model_type is another one's, or its weights and this model's base don't match
+                name by name. A new head over a loaded base is allowed; a base, or the saved class's own head, isn't.
+        """
+        path = pretrained_model_name_or_path
+        if path is not None and not kwargs.get("gguf_file"):
+            _refuse_other_model_type(cls, path, {k: kwargs[k] for k in HUB_ARGUMENTS if k in kwargs})
+        model, info = super().from_pretrained(path, *model_args, output_loading_info=True, **kwargs)
+        _refuse_unmatched_weights(model, info, path)
+        return (model, info) if output_loading_info else model
+
+
+def _refuse_other_model_type(model_class: type[PreTrainedModel], path, hub_arguments: dict) -> None:
+    try:
+        saved, _ = PretrainedConfig.get_config_dict(path, **hub_arguments)
+    except OSError:  # an adapter's folder has no config; for any other, transformers says what is missing
+        return
+    expected = model_class.config_class.model_type
+    found = saved.get("model_type", expected)
+    if found != expected:
+        raise ValueError(
+            f"{path}: holds a model of model_type {found!r}, {model_class.__name__} loads {expected!r}; "
+            "load it with AutoModel, or with the class that it was saved from"
+        )
+
+
+def _refuse_unmatched_weights(model: PreTrainedModel, info: dict, path) -> None:
+    prefix = f"{model.base_model_prefix}."
+    parts_of_body = {name for name, _ in model.base_model.named_children()}
+
+    def is_body(name: str) -> bool:
+        return name.removeprefix(prefix).split(".")[0] in parts_of_body
+
+    # the head may differ where the class does: a classifier over a language model's body
+    same_class = type(model).__name__ in (getattr(model.config, "architectures", None) or [])
+    missing = sorted(name for name in info["missing_keys"] if same_class or is_body(name))
+    foreign = sorted(name for name in info["unexpected_keys"] if same_class or is_body(name))
+    if missing or foreign:
+        parts = []
+        if missing:
+            parts.append(f"{len(missing)} of its weights are not there (first: {missing[0]})")
+        if foreign:
+            parts.append(f"{len(foreign)} weights there are not its own (first: {foreign[0]})")
+        raise ValueError(
+            f"{path}: not a checkpoint of this {type(model).__name__}: {' and '.join(parts)}; "
+            "load it with the class and config it was saved from"
+        )
+
+
+def check_token_ids(input_ids: torch.Tensor | None, vocab_size: int, name: str = "input_ids") -> None:
+    """Raises ValueError for ids outside the vocabulary and for rows without tokens.
+
+    Looks at the values on CPU only and not while compiling: on an accelerator it would wait for the device, and torch's
+    own assertion stops the run there.
+    """
+    if input_ids is None:
+        return
+    if input_ids.numel() == 0:
+        raise ValueError(f"{name}: shape {tuple(input_ids.shape)} holds no tokens; every row needs at least one")
+    if not can_look_at(input_ids):
+        return
+    lowest, highest = int(input_ids.min()), int(input_ids.max())
+    if lowest < 0 or highest >= vocab_size:
+        wrong = lowest if lowest < 0 else highest
+        raise ValueError(
+            f"{name}: token id {wrong} is outside the vocabulary 0..{vocab_size - 1}; "
+            "tokenize with this model's tokenizer or resize the embeddings"
+        )
+
+
+def check_labels(labels: torch.Tensor, vocab_size: int, shape: torch.Size, ignore_index: int = -100) -> None:
+    """Raises ValueError for labels of another shape than the tokens or outside the vocabulary (values on CPU only)."""
+    if labels.shape != shape:
+        raise ValueError(f"labels: shape {tuple(labels.shape)} must be that of the tokens, {tuple(shape)}")
+    if not can_look_at(labels):
+        return
+    wrong = labels[(labels != ignore_index) & ((labels < 0) | (labels >= vocab_size))]
+    if wrong.numel():
+        raise ValueError(
+            f"labels: {int(wrong[0])} is outside the vocabulary 0..{vocab_size - 1}; "
+            f"use {ignore_index} for tokens that are not to be predicted"
+        )
+
+
+def check_attention_mask(attention_mask, num_new_tokens: int) -> None:
+    """Raises ValueError for a 2-D padding mask that is shorter than its tokens or has a row without any."""
+    if not isinstance(attention_mask, torch.Tensor) or attention_mask.ndim != 2:
+        return
+    if attention_mask.shape[1] < num_new_tokens:
+        raise ValueError(
+            f"attention_mask: {attention_mask.shape[1]} columns for {num_new_tokens} tokens; "
+            "it needs one column for each token, those in the cache included"
+        )
+    if can_look_at(attention_mask) and not bool(attention_mask.any(dim=-1).all()):
+        row = int((~attention_mask.any(dim=-1)).nonzero()[0])
+        raise ValueError(f"attention_mask: row {row} has no token; drop the row or unmask at least one token")
+
+
+def can_look_at(tensor: torch.Tensor) -> bool:
+    """Whether reading values costs nothing: on CPU, outside of tracing."""
+    return (
+        tensor.device.type == "cpu"
+        and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()
+        and type(tensor) in (torch.Tensor, nn.Parameter)
+    )

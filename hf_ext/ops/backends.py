@@ -1,0 +1,117 @@
+"""Attention backends by name, in the one signature that transformers calls: `attend(module, query, key, value, mask, …)`.
+
+`query` (B, H, T, D), `key` and `value` (B, K, S, D) -> output (B, T, H, D) and the weights, or None where a backend has
+none. What a backend can't do is refused by name; nothing that would change the number is ignored.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from hf_ext.ops.eager_attention import eager_attention
+from hf_ext.ops.flash_attention import flash_attention
+from hf_ext.ops.mask_rule import Mask, MaskRule
+
+
+# keyword arguments of transformers' attention calls that change the scores
+SCORE_OPTIONS = ("softcap", "s_aux", "position_bias", "head_mask")
+
+
+def eager_attention_forward(module, query, key, value, attention_mask: Mask, scaling=None, dropout=0.0, **kwargs):
+    """`eager_attention` behind transformers' signature; the only backend that returns its weights."""
+    refuse_unknown_options("eager", kwargs, known=("softcap",))
+    output, weights = eager_attention(
+        query,
+        key,
+        value,
+        mask=attention_mask,
+        is_causal=_is_causal(module, query, attention_mask, kwargs),
+        scaling=scaling,
+        softcap=kwargs.get("softcap"),
+        dropout=dropout,
+    )
+    return output.transpose(1, 2).contiguous(), weights
+
+
+def tiled_attention_forward(module, query, key, value, attention_mask: Mask, scaling=None, dropout=0.0, **kwargs):
+    """`flash_attention` behind transformers' signature."""
+    refuse_unknown_options("hfx_tiled", kwargs, known=("softcap",))
+    output = flash_attention(
+        query,
+        key,
+        value,
+        mask=attention_mask,
+        is_causal=_is_causal(module, query, attention_mask, kwargs),
+        scaling=scaling,
+        softcap=kwargs.get("softcap"),
+        dropout=dropout,
+    )
+    return output.transpose(1, 2).contiguous(), None
+
+
+def tiled_mask(
+    batch_size: int,
+    q_length: int,
+    kv_length: int,
+    q_offset: int | torch.Tensor = 0,
+    kv_offset: int = 0,
+    mask_function: Callable | None = None,
+    attention_mask: torch.Tensor | None = None,
+    local_size: int | None = None,
+    allow_is_causal_skip: bool = True,
+    allow_is_bidirectional_skip: bool = False,
+    device: torch.device | str = "cpu",
+    **kwargs,
+) -> MaskRule | None:
+    """The mask that `hfx_tiled` takes: None where plain causal (or full) attention says it all, else a `MaskRule`.
+
+    Args are those of transformers' mask functions; `attention_mask` is the 2-D padding mask (B, tokens seen), True for a
+    token. A cache longer than that mask (static cache) holds nothing there yet: those keys are not visible.
+    """
+    padding = attention_mask
+    if padding is not None and padding.shape[1] < kv_length + kv_offset:
+        padding = torch.nn.functional.pad(padding, (0, kv_length + kv_offset - padding.shape[1]))
+    if padding is not None and not torch.compiler.is_compiling() and bool(padding.all()):
+        padding = None
+    if padding is None and local_size is None:
+        square = q_length == kv_length and isinstance(q_offset, int) and q_offset == kv_offset == 0
+        if (allow_is_causal_skip and square) or allow_is_bidirectional_skip:
+            return None
+
+    if isinstance(q_offset, torch.Tensor):
+        q_offset = q_offset.clone()  # a static cache counts on in place, and the rule is evaluated after that
+
+    def rule(batch, head, query, key):
+        visible = mask_function(batch, head, query, key)
+        return visible if padding is None else visible & padding[batch, key]
+
+    return MaskRule(rule, batch_size, q_length, kv_length, q_offset, kv_offset, device)
+
+
+def _is_causal(module, query: torch.Tensor, attention_mask: Mask, kwargs: dict) -> bool:
+    """Without a mask, causality is the module's own; a single query is the newest token and sees every key."""
+    if attention_mask is not None or query.shape[2] == 1:
+        return False
+    is_causal = kwargs.get("is_causal")
+    return getattr(module, "is_causal", True) if is_causal is None else is_causal
+
+
+def refuse_unknown_options(backend: str, options: dict, known: tuple[str, ...]) -> None:
+    """Raises ValueError if `options` holds something that changes the scores and that `backend` would ignore."""
+    for name in SCORE_OPTIONS:
+        if name not in known and options.get(name) is not None:
+            raise ValueError(f"attn_implementation={backend!r} does not support {name}; choose another implementation")
+
+
+@dataclass(frozen=True)
+class Backend:
+    """attend: the attention call. mask: transformers' mask function for it. missing: why it can't run here, or None."""
+
+    attend: Callable
+    mask: Callable
+    missing: Callable[[], str | None] = lambda: None
+
+
+# Names with "flash" in them are taken for the flash-attn package by transformers: hence `hfx_tiled`.
+BACKENDS: dict[str, Backend] = {"hfx_tiled": Backend(tiled_attention_forward, tiled_mask)}

@@ -1,0 +1,26 @@
+"""Makes transformers know our models and attention backends. The only file that touches its registries."""
+
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+from transformers.masking_utils import AttentionMaskInterface
+from transformers.modeling_utils import AttentionInterface
+
+from hf_ext.models.decoder import HfxDecoderConfig, HfxDecoderForCausalLM, HfxDecoderModel
+from hf_ext.ops.backends import BACKENDS
+
+
+# configuration -> (auto class, model class)
+FAMILIES = {
+    HfxDecoderConfig: ((AutoModel, HfxDecoderModel), (AutoModelForCausalLM, HfxDecoderForCausalLM)),
+}
+
+
+def register() -> None:
+    """Idempotent; `import hf_ext` calls it."""
+    for config_class, heads in FAMILIES.items():
+        AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
+        for auto_class, model_class in heads:
+            auto_class.register(config_class, model_class, exist_ok=True)
+    for name, backend in BACKENDS.items():
+        # in both: a backend without a mask function would be given no mask at all, and padding would leak
+        AttentionInterface.register(name, backend.attend)
+        AttentionMaskInterface.register(name, backend.mask)

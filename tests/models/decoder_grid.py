@@ -1,0 +1,97 @@
+"""The decoders that the model tests run over: small, and with weights large enough that attention is far from uniform."""
+
+import torch
+
+from hf_ext.models import HfxDecoderConfig, HfxDecoderForCausalLM
+
+
+SIZES = {
+    "vocab_size": 97,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "max_position_embeddings": 64,
+    "initializer_range": 0.25,
+    "pad_token_id": 0,
+    "eos_token_id": 1,
+}
+
+VARIANTS = {
+    "llama": {},
+    "grouped, QK-norm by head": {"num_key_value_heads": 2, "qk_norm": "head", "head_dim": 16},
+    "multi-query, post-norm, LayerNorm, GELU, biases": {
+        "num_key_value_heads": 1,
+        "block_type": "post_norm",
+        "norm_type": "layernorm",
+        "mlp_type": "plain",
+        "hidden_act": "gelu",
+        "attention_bias": True,
+        "mlp_bias": True,
+    },
+    "sandwich, GeGLU, QK-norm by projection, softcap, tied": {
+        "block_type": "sandwich",
+        "hidden_act": "gelu_pytorch_tanh",
+        "qk_norm": "projection",
+        "final_logit_softcapping": 5.0,
+        "tie_word_embeddings": True,
+    },
+    "parallel, ReLU², interleaved partial rotary": {
+        "block_type": "parallel",
+        "mlp_type": "plain",
+        "hidden_act": "relu2",
+        "rope_interleave": True,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 500.0, "partial_rotary_factor": 0.5},
+    },
+    "no positions, LayerNorm without bias": {
+        "position_embedding_type": "none",
+        "norm_type": "layernorm",
+        "norm_bias": False,
+    },
+    "linear": {"rope_parameters": {"rope_type": "linear", "factor": 4.0}},
+    "dynamic": {"max_position_embeddings": 8, "rope_parameters": {"rope_type": "dynamic", "factor": 4.0}},
+    "yarn": {
+        "rope_parameters": {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 8},
+    },
+    "longrope": {
+        "rope_parameters": {
+            "rope_type": "longrope",
+            "factor": 8.0,
+            "original_max_position_embeddings": 8,
+            "short_factor": [1.0, 1.1, 1.3, 1.7],
+            "long_factor": [1.0, 2.0, 4.0, 7.0],
+        },
+    },
+    "llama3": {
+        "rope_parameters": {
+            "rope_type": "llama3",
+            "rope_theta": 10_000.0,
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8,
+        },
+    },
+    "proportional": {
+        "rope_parameters": {"rope_type": "proportional", "rope_theta": 10_000.0, "partial_rotary_factor": 0.5},
+    },
+}
+
+ATTENTIONS = ("eager", "sdpa", "hfx_tiled")
+
+
+def make_config(**options) -> HfxDecoderConfig:
+    return HfxDecoderConfig(**{**SIZES, **options})
+
+
+def make_model(attention: str = "sdpa", seed: int = 0, **options) -> HfxDecoderForCausalLM:
+    """A model in eval mode. The same seed gives the same weights whatever the attention."""
+    torch.manual_seed(seed)
+    config = make_config(**options)
+    config._attn_implementation = attention
+    return HfxDecoderForCausalLM(config).eval()
+
+
+def tokens(B: int = 2, T: int = 13, seed: int = 0) -> torch.Tensor:
+    """(B, T) ids without the special ones."""
+    return torch.randint(3, SIZES["vocab_size"], (B, T), generator=torch.Generator().manual_seed(seed))

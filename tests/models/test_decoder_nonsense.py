@@ -1,0 +1,96 @@
+"""Nonsense is refused in one line that names field, value, rule and remedy."""
+
+import pytest
+import torch
+from models.decoder_grid import make_config, make_model, tokens
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"hidden_size": 30}, "num_attention_heads=4: must divide hidden_size=30; change one of them or set head_dim"),
+        ({"num_key_value_heads": 3}, "num_key_value_heads=3: must divide num_attention_heads=4; use 1 "),
+        ({"hidden_size": 0}, "hidden_size=0: must be at least 1"),
+        ({"vocab_size": -5}, "vocab_size=-5: must be at least 1"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers=0: must be at least 1"),
+        ({"num_attention_heads": 0}, "num_attention_heads=0: must be at least 1"),
+        ({"num_key_value_heads": 0}, "num_key_value_heads=0: must be at least 1"),
+        ({"head_dim": -8}, "head_dim=-8: must be at least 1"),
+        ({"intermediate_size": 0}, "intermediate_size=0: must be at least 1"),
+        ({"max_position_embeddings": 0}, "max_position_embeddings=0: must be at least 1"),
+        ({"head_dim": 7}, "rotary"),
+        ({"rope_parameters": {"rope_type": "linaer", "factor": 2.0}}, "linear"),
+        ({"rope_parameters": {"rope_type": "linear"}}, "factor"),
+        ({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.4}}, "rotary"),
+        ({"block_type": "prenorm"}, "block_type='prenorm': must be one of .*did you mean 'pre_norm'"),
+        ({"norm_type": "rms"}, "norm_type='rms': must be one of rmsnorm, layernorm"),
+        ({"mlp_type": "gate"}, "mlp_type='gate': must be one of .*did you mean 'gated'"),
+        ({"hidden_act": "swish"}, "hidden_act='swish': must be one of"),
+        ({"qk_norm": "heads"}, "qk_norm='heads': must be one of .*did you mean 'head'"),
+        ({"position_embedding_type": "rotary"}, "position_embedding_type='rotary': must be one of"),
+        ({"attention_dropout": 1.0}, "attention_dropout=1.0: must be at least 0 and below 1"),
+        ({"hidden_dropout": -0.1}, "hidden_dropout=-0.1"),
+        ({"norm_eps": 0.0}, "norm_eps=0.0: must be above 0"),
+        ({"initializer_range": -1.0}, "initializer_range=-1.0"),
+        ({"final_logit_softcapping": 0.0}, "final_logit_softcapping=0.0: must be above 0"),
+        ({"pad_token_id": 97}, r"pad_token_id=97: must be None or a token of the vocabulary 0..96"),
+        ({"eos_token_id": [1, 200]}, "eos_token_id=200"),
+    ],
+    ids=str,
+)
+def test_config(options, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        make_config(**options)
+    assert "\n" not in str(caught.value)
+
+
+def test_wrong_type_names_the_field():
+    from huggingface_hub.errors import StrictDataclassFieldValidationError
+
+    with pytest.raises(StrictDataclassFieldValidationError, match="hidden_size"):
+        make_config(hidden_size="wide")
+
+
+def test_config_changed_afterwards_is_not_saved(tmp_path):
+    config = make_config()
+    config.num_key_value_heads = 3
+    with pytest.raises(Exception, match="num_key_value_heads=3: must divide"):
+        config.save_pretrained(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"input_ids": torch.tensor([[5, 97]])}, r"input_ids: token id 97 is outside the vocabulary 0..96"),
+        ({"input_ids": torch.tensor([[5, -1]])}, "input_ids: token id -1 is outside"),
+        ({"input_ids": torch.zeros(2, 0, dtype=torch.long)}, r"input_ids: shape \(2, 0\) holds no tokens"),
+        ({}, "input_ids, inputs_embeds: exactly one"),
+        ({"labels": torch.full((2, 13), 97)}, r"labels: 97 is outside the vocabulary 0..96"),
+        ({"labels": torch.full((2, 13), -5)}, "labels: -5 is outside"),
+        ({"labels": torch.full((2, 13), -100)}, "labels: .*-100"),
+        ({"labels": torch.zeros(2, 12, dtype=torch.long)}, r"labels: shape \(2, 12\) must be that of the tokens"),
+        ({"attention_mask": torch.tensor([[1] * 13, [0] * 13])}, "attention_mask: row 1 has no token"),
+        ({"attention_mask": torch.ones(2, 9)}, "attention_mask: 9 columns for 13 tokens"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("training", [True, False])
+def test_forward(kwargs, message, training):
+    model = make_model().train(training)
+    if "input_ids" not in kwargs and kwargs:
+        kwargs = {"input_ids": tokens(), **kwargs}
+    with pytest.raises(ValueError, match=message) as caught:
+        model(**kwargs)
+    assert "\n" not in str(caught.value)
+
+
+def test_unknown_attention_is_refused():
+    with pytest.raises(ValueError, match="hfx_tield"):
+        make_model().set_attn_implementation("hfx_tield")
+
+
+def test_option_a_backend_would_ignore_is_refused():
+    model = make_model("hfx_tiled")
+    with pytest.raises(ValueError, match="attn_implementation='hfx_tiled' does not support s_aux"):
+        model(tokens(), s_aux=torch.zeros(4))
