@@ -48,7 +48,7 @@ def dynamic(
     seq_len: int | torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, float]:
     """rope_theta (factor L / L_0 - (factor - 1))^(dim/(dim - 2)) in place of rope_theta, L = max(seq_len, L_0) and
-    L_0 = max_position_embeddings; "dynamic NTK", Peng et al. 2023, arXiv 2309.00071, sections 3.1 and 3.3."""
+    L_0 = max_position_embeddings; "dynamic NTK", Peng et al. 2023, arXiv 2309.00071."""
     device = None
     if isinstance(seq_len, torch.Tensor):
         device = seq_len.device
@@ -74,7 +74,7 @@ def yarn(
     truncate: bool = True,
 ) -> tuple[torch.Tensor, float]:
     """Pairs that turn more than beta_fast times within the original length keep theta_i, those below beta_slow turns
-    get theta_i / factor, a ramp lies between; Peng et al. 2023, arXiv 2309.00071, sections 3.2 and 3.4.
+    get theta_i / factor, a ramp lies between; Peng et al. 2023, arXiv 2309.00071, section 3.
 
     Without `factor` it is max_position_embeddings / original_max_position_embeddings. cos and sin are multiplied by
     0.1 ln(factor) + 1, or, given both, by the ratio of two such terms for `mscale` and `mscale_all_dim` (DeepSeek-AI
@@ -203,9 +203,10 @@ def document_lengths(position_ids: torch.Tensor) -> torch.Tensor:
 
     A document begins wherever the position isn't the one before plus 1, which is how packed rows and left padding look.
     """
-    begins = (position_ids[..., 1:] - position_ids[..., :-1] != 1).to(torch.int64)
-    document = pad(begins, (1, 0)).cumsum(dim=-1)
-    last = torch.zeros_like(document).scatter_reduce(-1, document, position_ids.to(torch.int64), "amax")
+    position_ids = position_ids.to(torch.int64)
+    previous = pad(position_ids, (1, 0), value=-2)[..., :-1]  # the first token begins a document, whatever its position
+    document = (position_ids != previous + 1).cumsum(dim=-1) - 1
+    last = torch.zeros_like(document).scatter_reduce(-1, document, position_ids, "amax")
     return last.gather(-1, document) + 1
 
 

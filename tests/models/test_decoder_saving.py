@@ -62,7 +62,7 @@ def test_another_model_type_is_refused(tmp_path):
     sizes = {"vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
     LlamaForCausalLM(LlamaConfig(**sizes, intermediate_size=48)).save_pretrained(tmp_path)
     for model_class in (HfxDecoderForCausalLM, HfxDecoderModel):
-        with pytest.raises(ValueError, match="model_type 'llama'.*'hfx_decoder'"):
+        with pytest.raises(ValueError, match=r"model_type 'llama'.*'hfx_decoder'"):
             model_class.from_pretrained(tmp_path)
 
 
@@ -91,7 +91,7 @@ def test_weights_that_don_t_match_the_config_are_refused(saved, asked, message, 
 
 def test_weights_of_another_size_are_refused(tmp_path):
     make_model().save_pretrained(tmp_path)
-    with pytest.raises((ValueError, RuntimeError), match="size|mismatch"):
+    with pytest.raises((ValueError, RuntimeError), match=r"size|mismatch"):
         HfxDecoderForCausalLM.from_pretrained(tmp_path, config=make_model(hidden_size=16).config)
 
 

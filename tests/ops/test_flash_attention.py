@@ -82,7 +82,7 @@ def test_tiled_equals_eager_forward_and_backward(shape, softcap):
                 got = [flash_attention(query, key, value, **options, **tiles)]
                 got += torch.autograd.grad((got[0] * weight).sum(), (query, key, value))
                 for what, a, b in zip(("output", "query", "key", "value"), got, expected, strict=True):
-                    torch.testing.assert_close(a, b, **FP32, msg=lambda m, w=what: f"{name}, {w}: {m}")
+                    torch.testing.assert_close(a, b, **FP32, msg=lambda m, w=what, n=name: f"{n}, {w}: {m}")
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, BF16), (torch.float64, FP64)], ids=str)

@@ -1,0 +1,20 @@
+from hf_ext.data.packing import PACKING_STRATEGIES, pack_dataset, pack_documents, utf8_bytes
+from hf_ext.data.python_library import PYTHON_LIBRARY, PYTHON_LIBRARY_LICENSE, iter_python_library
+from hf_ext.data.sources import DataArguments, load_documents, resolve_data_files
+from hf_ext.data.tokenizer_training import TOKENIZER_KINDS, train_tokenizer
+
+
+__all__ = [
+    "PACKING_STRATEGIES",
+    "PYTHON_LIBRARY",
+    "PYTHON_LIBRARY_LICENSE",
+    "TOKENIZER_KINDS",
+    "DataArguments",
+    "iter_python_library",
+    "load_documents",
+    "pack_dataset",
+    "pack_documents",
+    "resolve_data_files",
+    "train_tokenizer",
+    "utf8_bytes",
+]

@@ -1,0 +1,434 @@
+"""Where the documents come from: the Hub, local files, or the text that comes with Python."""
+
+import codecs
+import difflib
+import glob
+import hashlib
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from datasets import Dataset, Features, IterableDataset, Value, load_dataset
+from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
+from transformers.utils import logging
+
+from hf_ext.data.python_library import PYTHON_LIBRARY, iter_python_library, python_library_fingerprint
+
+
+logger = logging.get_logger(__name__)
+
+SAMPLE_BY = ("document", "line", "paragraph")
+# Format of a file name's ending -> loader of `datasets` and its options.
+_FORMATS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".tsv": "tsv", ".parquet": "parquet", ".txt": "text"}
+_LOADERS = {"json": "json", "csv": "csv", "tsv": "csv", "parquet": "parquet", "text": "text"}
+# Empty cells stay empty text, and a document "NA" stays itself. A tsv has no quoting: a quotation mark is text.
+_LOADER_OPTIONS = {"csv": {"keep_default_na": False}, "tsv": {"keep_default_na": False, "sep": "\t", "quoting": 3}}
+# A stream may be larger than what can be read before step 1; of each of its files this much is checked to be UTF-8.
+_STREAMING_CHECK_BYTES = 64 * 2**20
+_BLOCK_BYTES = 2**20
+
+
+@dataclass
+class DataArguments:
+    """The documents to train and validate on. Exactly one of `dataset_name` and `data_files` is given."""
+
+    dataset_name: str | None = field(
+        default=None,
+        metadata={
+            "help": "Hub data set, local data set folder, or python_library for the text that comes with Python."
+        },
+    )
+    dataset_config_name: str | None = field(
+        default=None, metadata={"help": "Configuration of the Hub data set, for those that have several."}
+    )
+    # `str` stands second because HfArgumentParser takes the second type of such a union for the command line.
+    data_files: dict[str, str | list[str]] | str | list[str] | None = field(
+        default=None,
+        metadata={"help": "Local json, jsonl, csv, tsv, parquet or txt: a path or glob, a list, or split -> files."},
+    )
+    column_names: list[str] | None = field(
+        default=None, metadata={"help": "Names of the columns of csv or tsv files that have no header line."}
+    )
+    text_column: str = field(default="text", metadata={"help": "Column that holds the document."})
+    sample_by: str = field(
+        default="document",
+        metadata={"help": "What is a document in a txt file: document (the whole file), paragraph or line."},
+    )
+    train_split: str = field(default="train", metadata={"help": "Split to train on."})
+    validation_split: str | None = field(
+        default=None, metadata={"help": "Split to validate on; without it validation_fraction is held out."}
+    )
+    validation_fraction: float = field(
+        default=0.05,
+        metadata={
+            "help": "Share of the training documents held out, chosen by a hash of their text, where no split is."
+        },
+    )
+    max_train_documents: int | None = field(default=None, metadata={"help": "Train on the first documents only."})
+    max_validation_documents: int | None = field(
+        default=None, metadata={"help": "Validate on the first documents only."}
+    )
+    streaming: bool = field(default=False, metadata={"help": "Read the documents as they are needed, without a cache."})
+    shuffle_buffer_size: int | None = field(
+        default=None,
+        metadata={"help": "Streaming only: documents among which the next one is drawn; without it the order is kept."},
+    )
+    num_proc: int | None = field(
+        default=None, metadata={"help": "Processes that go through map-style documents; not for streaming."}
+    )
+
+    def __post_init__(self):
+        if (self.dataset_name is None) == (self.data_files is None):
+            given = "both are" if self.dataset_name is not None else "neither is"
+            raise ValueError(f"dataset_name, data_files: {given} given; give exactly one of them")
+        if self.data_files is not None and not self.data_files:
+            raise ValueError(f"data_files: {self.data_files!r} names no file; give a path, a list or a mapping")
+        for name in ("dataset_name", "text_column", "train_split"):
+            if getattr(self, name) == "":
+                raise ValueError(f"{name}: '' is empty; give a name")
+        if self.sample_by not in SAMPLE_BY:
+            raise ValueError(f"sample_by: '{self.sample_by}' is not one of {', '.join(SAMPLE_BY)}")
+        # Of a number such as 5e-2 YAML makes a string: it wants 5.0e-2.
+        fraction = self.validation_fraction
+        if not isinstance(fraction, int | float) or not 0.0 < fraction < 1.0:
+            raise ValueError(f"validation_fraction: {fraction!r} must be a number between 0 and 1, both excluded")
+        for name in ("max_train_documents", "max_validation_documents", "shuffle_buffer_size", "num_proc"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+                raise ValueError(f"{name}: {value!r} must be a whole number from 1, or null")
+        if self.validation_split == self.train_split:
+            raise ValueError(f"validation_split: '{self.validation_split}' is also train_split; hold out another one")
+        self._refuse_unused()
+
+    def _refuse_unused(self):
+        """A field that would be ignored is an error: its author expects an effect."""
+        if self.shuffle_buffer_size is not None and not self.streaming:
+            raise ValueError(
+                f"shuffle_buffer_size: {self.shuffle_buffer_size} needs streaming: true; otherwise leave it out, the "
+                "trainer shuffles all rows"
+            )
+        if self.num_proc is not None and self.streaming:
+            raise ValueError(f"num_proc: {self.num_proc} has no effect with streaming: true; leave it out")
+        if self.data_files is None:
+            unused = {"column_names": self.column_names, "sample_by": self.sample_by != "document" or None}
+            for name, value in unused.items():
+                if value is not None:
+                    raise ValueError(f"{name}: {getattr(self, name)!r} is for data_files only; leave it out")
+        if self.dataset_config_name is not None and self.dataset_name in (None, PYTHON_LIBRARY):
+            raise ValueError(
+                f"dataset_config_name: '{self.dataset_config_name}' is for a Hub data set only; leave it out"
+            )
+        if self.dataset_name == PYTHON_LIBRARY:
+            if self.train_split != "train" or self.validation_split is not None:
+                raise ValueError(
+                    f"train_split, validation_split: '{self.train_split}', {self.validation_split!r}: {PYTHON_LIBRARY} "
+                    "has only 'train'; leave both out and set validation_fraction"
+                )
+        elif isinstance(self.data_files, dict):
+            for split in self.data_files:
+                if split not in (self.train_split, self.validation_split):
+                    raise ValueError(
+                        f"data_files: split '{split}' is never read; set train_split or validation_split to it, or "
+                        "remove it"
+                    )
+            for name in ("train_split", "validation_split"):
+                split = getattr(self, name)
+                if split is not None and split not in self.data_files:
+                    raise ValueError(f"{name}: '{split}' is not among the splits {list(self.data_files)} of data_files")
+        elif self.data_files is not None and self.validation_split is not None:
+            raise ValueError(
+                f"validation_split: '{self.validation_split}' needs data_files as a mapping from split to files; write "
+                f"{{{self.train_split}: …, {self.validation_split}: …}}"
+            )
+
+
+def load_documents(
+    arguments: DataArguments, seed: int
+) -> tuple[Dataset, Dataset] | tuple[IterableDataset, IterableDataset]:
+    """Return the training and the validation documents, data sets with the one column `text`.
+
+    Documents of white space only are dropped and counted in a log line. Without `validation_split`, a document is held
+    out if a hash of its text falls below `validation_fraction`: the choice depends neither on the order nor on the
+    seed, so that runs with other seeds are comparable, and two copies of a document fall on one side.
+
+    Args:
+        seed: order of a shuffled stream (`shuffle_buffer_size`); nothing else here is random.
+
+    Raises:
+        FileNotFoundError: a file, a pattern without a match, or a Hub data set that cannot be reached.
+        ValueError: files that cannot be read, a missing column, or no documents on either side.
+    """
+    if arguments.data_files is not None:
+        raw = _load_files(arguments)
+    elif arguments.dataset_name == PYTHON_LIBRARY:
+        raw = {arguments.train_split: _load_python_library(arguments)}
+    else:
+        raw = _load_from_hub(arguments)
+
+    splits = {split: _keep_text(dataset, split, arguments) for split, dataset in raw.items()}
+    if arguments.validation_split is not None:
+        train, validation = splits[arguments.train_split], splits[arguments.validation_split]
+    else:
+        train, validation = (
+            _filter(
+                splits[arguments.train_split],
+                _is_on_side,
+                arguments,
+                held_out=held_out,
+                fraction=arguments.validation_fraction,
+            )
+            for held_out in (False, True)
+        )
+    train = _finish(train, "train", arguments.max_train_documents, arguments)
+    validation = _finish(validation, "validation", arguments.max_validation_documents, arguments)
+    if arguments.shuffle_buffer_size is not None:
+        train = train.shuffle(seed=seed, buffer_size=arguments.shuffle_buffer_size)
+    return train, validation
+
+
+def resolve_data_files(arguments: DataArguments) -> dict[str, list[str]]:
+    """Files of each split, sorted within a pattern; every check that needs no loader is made here.
+
+    Raises:
+        FileNotFoundError: a path or pattern without a file.
+        ValueError: an unknown or mixed format, only empty files, or text that is not UTF-8 (with its byte offset).
+    """
+    per_split = arguments.data_files
+    if not isinstance(per_split, dict):
+        per_split = {arguments.train_split: per_split}
+    files = {}
+    for split, patterns in per_split.items():
+        patterns = [patterns] if isinstance(patterns, str) else list(patterns or [])
+        if not patterns:
+            raise ValueError(f"data_files: split '{split}' names no file; give it one or remove it")
+        files[split] = list(dict.fromkeys(path for pattern in patterns for path in _match(str(pattern))))
+
+    file_format = _common_format(files)
+    if arguments.column_names is not None and file_format not in ("csv", "tsv"):
+        raise ValueError(f"column_names: {arguments.column_names} is for csv and tsv files, these are {file_format}")
+    if arguments.sample_by != "document" and file_format != "text":
+        raise ValueError(f"sample_by: '{arguments.sample_by}' is for txt files, these are {file_format}; leave it out")
+    for split, paths in files.items():
+        not_empty = [path for path in paths if Path(path).stat().st_size > 0]
+        if not not_empty:
+            raise ValueError(f"data_files: {_shorten(paths)} of split '{split}' is empty; give files with documents")
+        if len(not_empty) < len(paths):
+            logger.warning(f"data_files: {len(paths) - len(not_empty)} empty files of split '{split}' left out")
+        files[split] = not_empty
+        if file_format != "parquet":
+            for path in not_empty:
+                _check_utf8(path, _STREAMING_CHECK_BYTES if arguments.streaming else None)
+    return files
+
+
+def _match(pattern: str) -> list[str]:
+    path = Path(pattern).expanduser()
+    if path.is_file():
+        return [str(path)]
+    if path.is_dir():
+        raise FileNotFoundError(f"data_files: '{pattern}' is a folder; name its files, such as '{pattern}/*.txt'")
+    matches = sorted(match for match in glob.glob(str(path), recursive=True) if Path(match).is_file())
+    if not matches:
+        problem = "matches no file" if glob.has_magic(pattern) else "does not exist"
+        raise FileNotFoundError(f"data_files: '{pattern}' {problem}; paths are local and relative to {Path.cwd()}")
+    return matches
+
+
+def _common_format(files: dict[str, list[str]]) -> str:
+    formats = {}
+    for path in (path for paths in files.values() for path in paths):
+        suffix = Path(path).suffix.lower()
+        if suffix not in _FORMATS:
+            raise ValueError(f"data_files: '{path}' ends in '{suffix}', known are {', '.join(_FORMATS)}; convert it")
+        formats.setdefault(_FORMATS[suffix], path)
+    if len(formats) > 1:
+        examples = ", ".join(f"{file_format} ('{path}')" for file_format, path in formats.items())
+        raise ValueError(f"data_files: formats are mixed: {examples}; one data set has one format, convert the others")
+    return next(iter(formats))
+
+
+def _check_utf8(path: str, max_bytes: int | None) -> None:
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    offset = 0
+    with open(path, "rb") as file:
+        while max_bytes is None or offset < max_bytes:
+            block = file.read(_BLOCK_BYTES)
+            # An incomplete character is held back for the next block, so positions count from where it begins.
+            held_back = len(decoder.getstate()[0])
+            try:
+                decoder.decode(block, final=not block)
+            except UnicodeDecodeError as error:
+                raise ValueError(
+                    f"data_files: '{path}' is not UTF-8 at byte {offset - held_back + error.start} ({error.reason}); "
+                    "convert it to UTF-8"
+                ) from None
+            if not block:
+                return
+            offset += len(block)
+
+
+def _shorten(paths: list[str]) -> str:
+    return f"'{paths[0]}'" if len(paths) == 1 else f"'{paths[0]}' and {len(paths) - 1} more"
+
+
+def _load_files(arguments: DataArguments) -> dict[str, Dataset | IterableDataset]:
+    files = resolve_data_files(arguments)
+    file_format = _common_format(files)
+    options = dict(_LOADER_OPTIONS.get(file_format, {}))
+    if file_format == "text":
+        options["sample_by"] = arguments.sample_by
+    if arguments.column_names is not None:
+        options |= {"column_names": arguments.column_names, "header": None}
+    try:
+        return load_dataset(
+            _LOADERS[file_format],
+            # The loader takes every name for a pattern.
+            data_files={split: [glob.escape(path) for path in paths] for split, paths in files.items()},
+            streaming=arguments.streaming,
+            **options,
+        )
+    except (DatasetGenerationError, ValueError) as error:
+        raise _unreadable(arguments, error) from error
+
+
+def _unreadable(arguments: DataArguments, error: BaseException) -> ValueError:
+    cause = error.__cause__ if isinstance(error, DatasetGenerationError) and error.__cause__ is not None else error
+    source = "dataset_name" if arguments.data_files is None else "data_files"
+    return ValueError(
+        f"{source}: {getattr(arguments, source)!r} could not be read: {_first_line(cause)}; check the files' content"
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _load_python_library(arguments: DataArguments) -> Dataset | IterableDataset:
+    features = Features({"text": Value("string"), "path": Value("string")})
+    iter_python_library()
+    if arguments.streaming:
+        return IterableDataset.from_generator(iter_python_library, features=features)
+    # The generator's own hash would not see that another Python has another library.
+    return Dataset.from_generator(iter_python_library, features=features, fingerprint=python_library_fingerprint()[:32])
+
+
+def _load_from_hub(arguments: DataArguments) -> dict[str, Dataset | IterableDataset]:
+    name, config = arguments.dataset_name, arguments.dataset_config_name
+    wanted = [split for split in (arguments.train_split, arguments.validation_split) if split is not None]
+    try:
+        return {split: load_dataset(name, config, split=split, streaming=arguments.streaming) for split in wanted}
+    except (ConnectionError, DatasetNotFoundError) as error:
+        hint = f"; did you mean '{PYTHON_LIBRARY}'?" if difflib.get_close_matches(name, [PYTHON_LIBRARY]) else ""
+        raise FileNotFoundError(
+            f"dataset_name: '{name}' is neither in the cache nor found on the Hub ({_first_line(error)}){hint}; check "
+            "the name and the connection (HF_HUB_OFFLINE unset), download it beforehand, or give data_files"
+        ) from error
+    except (DatasetGenerationError, ValueError) as error:
+        cause = _first_line(error.__cause__ if isinstance(error, DatasetGenerationError) else error)
+        raise ValueError(
+            f"dataset_name: '{name}' (configuration {config!r}, splits {wanted}) could not be loaded: {cause}; check "
+            "dataset_config_name, train_split and validation_split"
+        ) from error
+
+
+def _keep_text(dataset: Dataset | IterableDataset, split: str, arguments: DataArguments) -> Dataset | IterableDataset:
+    """Only the text column, under the name `text`, after a look at its name and type."""
+    column, values = arguments.text_column, None
+    columns = dataset.column_names
+    if isinstance(dataset, IterableDataset):
+        example = _first_document(dataset, arguments)
+        if example is None:
+            raise ValueError(f"{_source(arguments)}: split '{split}' has no documents; give at least one")
+        columns, values = list(example), example.get(column)
+    if column not in columns:
+        raise ValueError(
+            f"text_column: '{column}' is not among the columns {columns} of split '{split}'; name one of them"
+        )
+    held = dataset.features[column] if dataset.features is not None else None
+    dtype = getattr(held, "dtype", None) or type(held or values).__name__
+    is_text = dtype in ("string", "large_string", "str") or (held is None and values is None)
+    if not is_text:
+        raise ValueError(
+            f"text_column: '{column}' of split '{split}' holds {dtype}, not text; name a column of strings"
+        )
+    dataset = dataset.select_columns([column])
+    return dataset if column == "text" else dataset.rename_column(column, "text")
+
+
+def _filter(dataset, condition, arguments: DataArguments, **settings) -> Dataset | IterableDataset:
+    shared = {"input_columns": ["text"], "fn_kwargs": settings}
+    if isinstance(dataset, IterableDataset):
+        return dataset.filter(condition, **shared)
+    return dataset.filter(condition, num_proc=arguments.num_proc, **shared)
+
+
+def _is_on_side(text: str | None, held_out: bool, fraction: float) -> bool:
+    digest = hashlib.blake2b((text or "").encode("utf-8"), digest_size=8).digest()
+    return (int.from_bytes(digest, "big") < fraction * 2**64) == held_out
+
+
+def _has_text(text: str | None) -> bool:
+    return text is not None and not text.isspace() and text != ""
+
+
+class _DropBlank:
+    """`_has_text` for a stream: the end of a pass is not seen, so the count is logged at 1, 10, 100, … documents."""
+
+    def __init__(self, name: str):
+        self.name = name
+        self.num_dropped = 0
+        self.quiet = False
+
+    def __call__(self, text: str | None) -> bool:
+        if _has_text(text):
+            return True
+        if not self.quiet:
+            self.num_dropped += 1
+            if set(str(self.num_dropped)[1:]) <= {"0"} and str(self.num_dropped)[0] == "1":
+                logger.warning(f"{self.name}: {self.num_dropped} documents of white space only dropped so far")
+        return False
+
+
+def _finish(
+    dataset: Dataset | IterableDataset, name: str, max_documents: int | None, arguments: DataArguments
+) -> Dataset | IterableDataset:
+    """Drop blank documents, keep the first `max_documents`, and see that something is left."""
+    if isinstance(dataset, IterableDataset):
+        condition = _DropBlank(name)
+        dataset = dataset.filter(condition, input_columns=["text"])
+        condition.quiet = True
+        is_empty = _first_document(dataset, arguments) is None
+        condition.quiet = False
+        if max_documents is not None:
+            dataset = dataset.take(max_documents)
+    else:
+        num_before = len(dataset)
+        dataset = _filter(dataset, _has_text, arguments)
+        if len(dataset) < num_before:
+            logger.warning(f"{name}: {num_before - len(dataset)} documents of white space only dropped")
+        is_empty = len(dataset) == 0
+        if max_documents is not None:
+            dataset = dataset.select(range(min(max_documents, len(dataset))))
+    if is_empty:
+        raise ValueError(_nothing_left(name, arguments))
+    return dataset
+
+
+def _nothing_left(name: str, arguments: DataArguments) -> str:
+    line = f"{_source(arguments)}: no documents for {name}: all are white space"
+    if arguments.validation_split is not None:
+        return f"{line}; give text"
+    return (
+        f"{line}, or too few for validation_fraction {arguments.validation_fraction} to leave both sides some; give "
+        "more or smaller documents (sample_by: paragraph), another fraction, or a validation_split"
+    )
+
+
+def _source(arguments: DataArguments) -> str:
+    return "dataset_name" if arguments.data_files is None else "data_files"
+
+
+def _first_document(dataset: IterableDataset, arguments: DataArguments) -> dict | None:
+    try:
+        return next(iter(dataset), None)
+    except ValueError as error:
+        raise _unreadable(arguments, error) from error

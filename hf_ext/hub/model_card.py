@@ -1,0 +1,98 @@
+"""The model card of a run: what was trained, on what, by which command, and what it measured."""
+
+import platform
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from transformers import PreTrainedModel
+
+
+TEMPLATE = Path(__file__).with_name("model_card_template.md")
+# fields of a config that say nothing about the architecture
+_NOT_ARCHITECTURE = {"architectures", "dtype", "model_type", "transformers_version", "_name_or_path", "torch_dtype"}
+
+
+@dataclass
+class RunFacts:
+    """What a run knows of itself.
+
+    Attributes:
+        title, summary, limits: prose.
+        dataset: identifier of the data for the metadata; dataset_summary: what it is, its size and licence.
+        metrics: name -> value; those in `headline` go into the Hub's model-index.
+        training: name -> value: steps, tokens, batch, optimizer, time.
+        command, recipe: how to repeat it.
+        samples: [{"prompt", "text"}]. curve: file name of the loss curve beside the card.
+    """
+
+    title: str
+    summary: str
+    limits: str
+    dataset: str
+    dataset_summary: str
+    metrics: dict[str, float]
+    training: dict[str, str]
+    command: str
+    recipe: str
+    headline: tuple[str, ...] = ()
+    task: str = "text-generation"
+    samples: list[dict[str, str]] = field(default_factory=list)
+    curve: str | None = None
+    license: str = "apache-2.0"
+
+
+def model_card(model: PreTrainedModel, folder: str | Path, facts: RunFacts) -> ModelCard:
+    """The card as `huggingface_hub` knows it; `card.save(folder / "README.md")` writes it."""
+    folder_name = Path(folder).resolve().name
+    results = [
+        EvalResult(
+            task_type=facts.task,
+            dataset_type=facts.dataset,
+            dataset_name=facts.dataset,
+            metric_type=name,
+            metric_value=round(facts.metrics[name], 5),
+        )
+        for name in facts.headline
+    ]
+    data = ModelCardData(
+        model_name=folder_name,
+        license=facts.license,
+        library_name="transformers",
+        pipeline_tag=facts.task,
+        tags=["hf_ext", model.config.model_type],
+        eval_results=results,
+    )
+    changed = model.config.to_diff_dict()
+    return ModelCard.from_template(
+        data,
+        template_path=str(TEMPLATE),
+        title=facts.title,
+        summary=facts.summary,
+        limits=facts.limits,
+        folder_name=folder_name,
+        example_prompt=repr(facts.samples[0]["prompt"] if facts.samples else "Once"),
+        metrics={name: _number(value) for name, value in facts.metrics.items()},
+        curve=facts.curve,
+        model_type=model.config.model_type,
+        parameters=f"{model.num_parameters():,}",
+        tied=", embedding and head tied" if model.config.tie_word_embeddings else "",
+        architecture={k: f"`{v}`" for k, v in sorted(changed.items()) if k not in _NOT_ARCHITECTURE},
+        data_summary=facts.dataset_summary,
+        training={**facts.training, "software": _software()},
+        command=facts.command,
+        recipe=facts.recipe.strip(),
+        samples=facts.samples,
+    )
+
+
+def _number(value) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
+
+
+def _software() -> str:
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
+    libraries = ", ".join(f"{name} {version(name)}" for name in ("hf-ext", "torch", "transformers"))
+    return f"{libraries}, Python {platform.python_version()}; {device}"

@@ -1,0 +1,4 @@
+from hf_ext.objectives.causal import CausalCollator
+
+
+__all__ = ["CausalCollator"]

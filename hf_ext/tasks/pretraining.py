@@ -1,0 +1,277 @@
+"""Pretraining from scratch: the steps that `recipes/pretraining/train.py` puts together.
+
+Every section of the YAML is a dataclass here or in the room that owns it; the model section takes any field of the
+family's configuration.
+"""
+
+import dataclasses
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    GenerationConfig,
+    PretrainedConfig,
+    PreTrainedTokenizerBase,
+    set_seed,
+)
+from transformers.trainer_utils import get_last_checkpoint
+from transformers.utils import logging
+
+from hf_ext.data import PYTHON_LIBRARY, PYTHON_LIBRARY_LICENSE, TOKENIZER_KINDS, DataArguments, train_tokenizer
+from hf_ext.models.configuration_choices import check_choice, check_known
+from hf_ext.training.arguments import HfxTrainingArguments
+from hf_ext.training.schedules import SCHEDULES, check_schedule
+
+
+logger = logging.get_logger(__name__)
+
+
+@dataclass
+class TokenizerArguments:
+    """Which tokenizer: a new one, trained on the training documents, or one that exists."""
+
+    path: str | None = field(
+        default=None, metadata={"help": "Folder or Hub name of a tokenizer to take instead of training one."}
+    )
+    kind: str = field(default="byte_level_bpe", metadata={"help": f"To train: {' or '.join(TOKENIZER_KINDS)}."})
+    vocab_size: int = field(default=32_000, metadata={"help": "To train: tokens at most, special ones included."})
+    min_frequency: int | None = field(
+        default=None, metadata={"help": "To train: occurrences that a token needs. Default: 2 (bytes), 1 (characters)."}
+    )
+    max_documents: int | None = field(
+        default=None, metadata={"help": "To train: documents to learn from; default all."}
+    )
+
+    def __post_init__(self):
+        check_choice("tokenizer.kind", self.kind, TOKENIZER_KINDS)
+        for name in ("vocab_size", "max_documents"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"tokenizer.{name}={value}: must be at least 1")
+
+
+@dataclass
+class PackingArguments:
+    """How documents become rows."""
+
+    row_length: int = field(default=512, metadata={"help": "Tokens a row."})
+    strategy: str = field(
+        default="split",
+        metadata={"help": "split (no padding, documents may be cut) or best_fit (whole where they fit)."},
+    )
+
+
+@dataclass
+class SampleArguments:
+    """Texts to write once the model is trained."""
+
+    prompts: list[str] = field(default_factory=list, metadata={"help": "Beginnings for the model to go on from."})
+    max_new_tokens: int = field(default=100, metadata={"help": "Tokens to write for each."})
+    temperature: float = field(default=0.8, metadata={"help": "Of the softmax that tokens are drawn from."})
+    top_k: int = field(default=50, metadata={"help": "Draw among the so many likeliest; 0 for all."})
+    top_p: float = field(default=0.95, metadata={"help": "Draw among the likeliest that hold so much probability."})
+
+    def __post_init__(self):
+        if self.max_new_tokens < 1:
+            raise ValueError(f"samples.max_new_tokens={self.max_new_tokens}: must be at least 1")
+        if self.temperature <= 0:
+            raise ValueError(f"samples.temperature={self.temperature}: must be above 0")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"samples.top_p={self.top_p}: must be above 0 and at most 1")
+        if self.top_k < 0:
+            raise ValueError(f"samples.top_k={self.top_k}: must not be negative")
+
+
+SECTIONS = {
+    "model": dict,
+    "tokenizer": TokenizerArguments,
+    "data": DataArguments,
+    "packing": PackingArguments,
+    "samples": SampleArguments,
+    "training": HfxTrainingArguments,
+}
+
+
+# of what evaluation gives, the numbers that say something about the model
+REPORTED = ("eval_loss", "eval_perplexity", "eval_bits_per_byte", "eval_tokens")
+
+
+def build_config(section: dict, tokenizer: PreTrainedTokenizerBase | None, *, vocab_size: int) -> PretrainedConfig:
+    """The configuration that a recipe's model section describes; called once before any data is read, to refuse nonsense.
+
+    Args:
+        section: `model_type` (default hfx_decoder) and fields of its configuration.
+        tokenizer: gives the vocabulary's size and the special tokens; None before there is one.
+        vocab_size: what the tokenizer is meant to have, while there is none.
+
+    Raises:
+        ValueError: unknown model type or field (with the nearest name), or what the configuration itself refuses.
+    """
+    section = dict(section)
+    model_type = section.pop("model_type", "hfx_decoder")
+    try:
+        config_class = type(AutoConfig.for_model(model_type))
+    except ValueError as error:
+        raise ValueError(f"model.model_type={model_type!r}: not known to transformers or hf_ext") from error
+    if "vocab_size" in section:
+        raise ValueError(
+            f"model.vocab_size={section['vocab_size']}: comes from the tokenizer; set tokenizer.vocab_size"
+        )
+    check_known("model", section, [f.name for f in dataclasses.fields(config_class)])
+    special = {}
+    if tokenizer is not None:
+        vocab_size = len(tokenizer)
+        special = {n: getattr(tokenizer, n) for n in ("pad_token_id", "bos_token_id", "eos_token_id")}
+    return config_class(vocab_size=vocab_size, **special, **section)
+
+
+def check_run(training: HfxTrainingArguments, data: DataArguments, config: PretrainedConfig, row_length: int) -> None:
+    """Raises ValueError, one line, for settings that don't fit each other."""
+    if row_length > config.max_position_embeddings:
+        raise ValueError(
+            f"packing.row_length={row_length}: longer than model.max_position_embeddings={config.max_position_embeddings}; "
+            "lower the one or raise the other"
+        )
+    if data.streaming and training.max_steps <= 0:
+        raise ValueError(
+            f"training.max_steps={training.max_steps}: a streamed data set has no known length; say how many steps to train"
+        )
+
+    schedule = training.lr_scheduler_type.value
+    if training.max_steps > 0 and schedule in SCHEDULES:
+        check_schedule(
+            schedule,
+            num_warmup_steps=training.get_warmup_steps(training.max_steps),
+            num_training_steps=training.max_steps,
+            **(training.lr_scheduler_kwargs or {}),
+        )
+
+
+def find_checkpoint(output_dir: str, resume: str | bool | None) -> str | None:
+    """The checkpoint to go on from, or None to start anew.
+
+    Args:
+        resume: None, "auto" (the last checkpoint if there is one) or True (there must be one), or a checkpoint's path.
+
+    Raises:
+        ValueError: nothing to resume, or the folder holds a run that would be overwritten.
+    """
+    last = get_last_checkpoint(output_dir) if Path(output_dir).is_dir() else None
+    if resume in (None, False):
+        if last is not None:
+            raise ValueError(
+                f"training.output_dir={output_dir!r}: holds a run already ({Path(last).name}); "
+                "go on from it with --resume, choose another folder, or delete it"
+            )
+        return None
+    if resume in (True, "auto"):
+        if last is None and resume is True:
+            raise ValueError(f"--resume: no checkpoint in {output_dir!r}; leave --resume out to start anew")
+        return last
+    if not (Path(resume) / "trainer_state.json").is_file():
+        raise ValueError(f"--resume {resume}: not a checkpoint (no trainer_state.json in it)")
+    return str(resume)
+
+
+def get_tokenizer(
+    arguments: TokenizerArguments, texts: Iterator[str], *, model_max_length: int, checkpoint: str | None
+) -> PreTrainedTokenizerBase:
+    """The checkpoint's where there is one, an existing one where the recipe names it, else a new one."""
+    if checkpoint is not None:
+        return AutoTokenizer.from_pretrained(checkpoint)
+    if arguments.path is not None:
+        return AutoTokenizer.from_pretrained(arguments.path)
+    return train_tokenizer(
+        texts,
+        kind=arguments.kind,
+        vocab_size=arguments.vocab_size,
+        min_frequency=arguments.min_frequency,
+        model_max_length=model_max_length,
+    )
+
+
+def steps_done(checkpoint: str | None) -> int:
+    """Optimizer steps behind a checkpoint."""
+    if checkpoint is None:
+        return 0
+    return json.loads((Path(checkpoint) / "trainer_state.json").read_text(encoding="utf-8"))["global_step"]
+
+
+def train(trainer, checkpoint: str | None) -> dict:
+    """Train, or go on, and return the metrics of the whole run; a run that is complete already keeps its own."""
+    result = trainer.train(resume_from_checkpoint=checkpoint)
+    saved = Path(trainer.args.output_dir) / "train_results.json"
+    if steps_done(checkpoint) == trainer.state.max_steps and saved.is_file():
+        return json.loads(saved.read_text(encoding="utf-8"))
+    return {**result.metrics, "train_loss": mean_training_loss(trainer.state.log_history)}
+
+
+def mean_training_loss(log_history: list[dict]) -> float:
+    """Mean of the logged losses over all steps, resumed or not (the stock figure counts only those since the resume)."""
+    total, last_step = 0.0, 0
+    for entry in log_history:
+        if "loss" in entry:
+            total += entry["loss"] * (entry["step"] - last_step)
+            last_step = entry["step"]
+    return total / last_step if last_step else math.nan
+
+
+def dataset_name(data: DataArguments) -> str:
+    """What the card calls the data: its name, or that of the first file, never a folder of this machine."""
+    if data.dataset_name is not None:
+        return Path(data.dataset_name).name if Path(data.dataset_name).exists() else data.dataset_name
+    files = data.data_files
+    while not isinstance(files, str):
+        files = next(iter(files.values())) if isinstance(files, dict) else files[0]
+    return Path(files).name
+
+
+def describe_data(data: DataArguments, train_rows, eval_tokens: int, row_length: int) -> str:
+    """One sentence for the card."""
+    rows = f"{len(train_rows):,} rows of {row_length} tokens" if hasattr(train_rows, "__len__") else "a stream of rows"
+    licence = f" {PYTHON_LIBRARY_LICENSE}" if data.dataset_name == PYTHON_LIBRARY else ""
+    return f"`{dataset_name(data)}`: {rows} to train on, {eval_tokens:,} tokens held out.{licence}"
+
+
+@torch.no_grad()
+def write_samples(model, tokenizer, arguments: SampleArguments, *, seed: int) -> list[dict[str, str]]:
+    """A continuation of each prompt: [{"prompt", "text"}]; the same seed gives the same texts."""
+    model.eval()
+    config = GenerationConfig(
+        max_new_tokens=arguments.max_new_tokens,
+        do_sample=True,
+        temperature=arguments.temperature,
+        top_k=arguments.top_k,
+        top_p=arguments.top_p,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    samples = []
+    for prompt in arguments.prompts:
+        set_seed(seed)
+        inputs = tokenizer(prompt, return_tensors="pt").to(model.device)
+        output = model.generate(inputs.input_ids, attention_mask=inputs.attention_mask, generation_config=config)
+        new_tokens = output[0, inputs.input_ids.shape[1] :]
+        samples.append({"prompt": prompt, "text": tokenizer.decode(new_tokens, skip_special_tokens=True)})
+    return samples
+
+
+def reload_in_fresh_process(folder: str, prompt: str) -> dict:
+    """What `hf_ext.tasks.reload_check` prints of the saved model in a process of its own.
+
+    Raises:
+        RuntimeError: the process failed; its last lines are in the message.
+    """
+    command = [sys.executable, "-m", "hf_ext.tasks.reload_check", str(folder), "--prompt", prompt]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{folder}: doesn't load in a fresh process: {done.stderr.strip().splitlines()[-1:]}")
+    return json.loads(done.stdout.strip().splitlines()[-1])

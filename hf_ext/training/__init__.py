@@ -1,0 +1,1 @@
+"""Training: arguments, Trainer, optimizers, schedules, recipes."""

@@ -1,0 +1,62 @@
+"""What can be set about a training run, on top of transformers' own TrainingArguments."""
+
+from dataclasses import dataclass, field
+
+from transformers import TrainingArguments
+
+
+MATRIX_OPTIMIZERS = (None, "muon")
+
+
+@dataclass
+class HfxTrainingArguments(TrainingArguments):
+    """transformers' TrainingArguments and what our Trainer adds. Non-finite losses are logged as what they are.
+
+    `lr_scheduler_type` takes transformers' names; "cosine" and "warmup_stable_decay" are ours (`training/schedules.py`),
+    their shape set by `lr_scheduler_kwargs` (min_lr_ratio; decay_fraction, decay_form).
+
+    Raises:
+        ValueError: one line, for values out of range.
+    """
+
+    matrix_optimizer: str | None = field(
+        default=None,
+        metadata={"help": "Optimizer for the blocks' matrices: 'muon', or none for `optim` everywhere."},
+    )
+    matrix_learning_rate: float | None = field(
+        default=None, metadata={"help": "Learning rate of the matrix optimizer. Default: learning_rate."}
+    )
+    muon_momentum: float = field(default=0.95, metadata={"help": "Muon's momentum, in [0, 1)."})
+    z_loss_weight: float = field(
+        default=0.0, metadata={"help": "Weight of log(Z)^2 in a language model's training loss (PaLM: 1e-4)."}
+    )
+    # the stock filter logs a NaN loss as 0.0 and the run ends as if nothing had happened
+    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Hide non-finite losses from the log."})
+
+    def __post_init__(self):
+        if self.matrix_optimizer not in MATRIX_OPTIMIZERS:
+            raise ValueError(
+                f"matrix_optimizer={self.matrix_optimizer!r}: must be 'muon', or none for `optim` everywhere"
+            )
+        if self.matrix_learning_rate is not None:
+            if self.matrix_optimizer is None:
+                raise ValueError(
+                    f"matrix_learning_rate={self.matrix_learning_rate}: has no effect without matrix_optimizer; "
+                    "set matrix_optimizer: muon or leave it out"
+                )
+            if self.matrix_learning_rate <= 0:
+                raise ValueError(f"matrix_learning_rate={self.matrix_learning_rate}: must be above 0")
+        if self.learning_rate < 0:
+            raise ValueError(f"learning_rate={self.learning_rate}: must not be negative")
+        if not 0 <= self.muon_momentum < 1:
+            raise ValueError(f"muon_momentum={self.muon_momentum}: must be at least 0 and below 1")
+        if self.z_loss_weight < 0:
+            raise ValueError(f"z_loss_weight={self.z_loss_weight}: must not be negative")
+        if not 0 <= self.label_smoothing_factor < 1:
+            raise ValueError(f"label_smoothing_factor={self.label_smoothing_factor}: must be at least 0 and below 1")
+        for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
+        super().__post_init__()
+        if self.device.type == "cpu":
+            self.dataloader_pin_memory = False  # there is nothing to copy to, and torch warns at every run

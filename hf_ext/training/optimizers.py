@@ -1,0 +1,243 @@
+"""Optimizers: Muon for the matrices inside the blocks, AdamW for the rest, as one torch optimizer.
+
+Muon (Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks"): the momentum of a weight matrix is
+replaced by the nearest matrix with orthonormal rows or columns, so that every direction of the matrix learns at the same
+rate. With M_t = momentum * M_{t-1} + G_t and Nesterov's G_t + momentum * M_t,
+
+    O_t = NewtonSchulz(G_t + momentum * M_t),   W = (1 - lr * weight_decay) * W - lr * scale * O_t
+
+scale = 0.2 * sqrt(max(rows, columns)) gives the update the root mean square of AdamW's, so that one learning rate and one
+weight decay serve both (Liu et al. 2025, arXiv 2502.16982, eq. 4).
+"""
+
+import difflib
+import math
+from collections import defaultdict
+
+import torch
+from torch import nn
+from torch.optim.adamw import adamw
+
+
+OPTIMIZERS = ("adamw", "muon")
+# p(x) = a x + b x³ + c x⁵ drives every singular value in (0, 1] towards 1: steep at 0, and within 0.7 to 1.2 after 5 steps
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+NEWTON_SCHULZ_STEPS = 5
+
+
+def orthogonalize(matrices: torch.Tensor, steps: int = NEWTON_SCHULZ_STEPS) -> torch.Tensor:
+    """U V^T of each matrix U S V^T, roughly: singular values near 1 instead of S. Jordan et al. 2024.
+
+    Args:
+        matrices: (..., rows, columns); all of them go through one batched product a step.
+
+    Returns:
+        The same shape and dtype; computed in bf16 on an accelerator, in fp32 on CPU.
+    """
+    a, b, c = NEWTON_SCHULZ
+    x = matrices.float() if matrices.device.type == "cpu" else matrices.bfloat16()
+    tall = x.shape[-2] > x.shape[-1]
+    if tall:
+        x = x.mT  # the Gram matrix is then the smaller one
+    x = x / (torch.linalg.matrix_norm(x, keepdim=True) + 1e-7)
+    for _ in range(steps):
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return (x.mT if tall else x).to(matrices.dtype)
+
+
+class MuonWithAdamW(torch.optim.Optimizer):
+    """One optimizer of two rules: groups with `use_muon` take Muon's step, the others AdamW's.
+
+    Being one optimizer, it goes through the Trainer, its schedules, checkpoints and resumes like any other.
+
+    Args:
+        param_groups: as `parameter_groups` makes them.
+        lr, weight_decay, betas, eps: defaults of the groups; betas and eps are AdamW's.
+        momentum: Muon's, with Nesterov's look ahead.
+    """
+
+    def __init__(
+        self,
+        param_groups,
+        lr: float = 1e-3,
+        *,
+        weight_decay: float = 0.0,
+        betas: tuple[float, float] = (0.9, 0.95),
+        eps: float = 1e-8,
+        momentum: float = 0.95,
+    ):
+        defaults = {
+            "lr": lr,
+            "weight_decay": weight_decay,
+            "betas": betas,
+            "eps": eps,
+            "momentum": momentum,
+            "use_muon": False,
+        }
+        super().__init__(param_groups, defaults)
+        for group in self.param_groups:
+            if group["use_muon"]:
+                for parameter in group["params"]:
+                    _check_matrix(parameter)
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            parameters = [p for p in group["params"] if p.grad is not None]
+            if parameters and group["use_muon"]:
+                self._muon_step(group, parameters)
+            elif parameters:
+                self._adamw_step(group, parameters)
+        return loss
+
+    def _muon_step(self, group: dict, parameters: list[torch.Tensor]) -> None:
+        by_shape = defaultdict(list)
+        for parameter in parameters:
+            state = self.state[parameter]
+            if not state:
+                state["momentum_buffer"] = torch.zeros_like(parameter)
+            buffer = state["momentum_buffer"].mul_(group["momentum"]).add_(parameter.grad)
+            update = parameter.grad.add(buffer, alpha=group["momentum"])
+            by_shape[(parameter.shape, parameter.dtype, parameter.device)].append((parameter, update))
+        for (shape, _, _), pairs in by_shape.items():
+            # one batched product for all matrices of a shape: small ones are too small to keep a processor busy alone
+            updates = orthogonalize(torch.stack([update for _, update in pairs]))
+            scale = 0.2 * math.sqrt(max(shape[-2:]))
+            for (parameter, _), update in zip(pairs, updates, strict=True):
+                parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                parameter.add_(update, alpha=-group["lr"] * scale)
+
+    def _adamw_step(self, group: dict, parameters: list[torch.Tensor]) -> None:
+        for parameter in parameters:
+            state = self.state[parameter]
+            if not state:
+                state["step"] = torch.zeros((), dtype=torch.float32)
+                state["exp_avg"] = torch.zeros_like(parameter)
+                state["exp_avg_sq"] = torch.zeros_like(parameter)
+        states = [self.state[p] for p in parameters]
+        adamw(
+            parameters,
+            [p.grad for p in parameters],
+            [s["exp_avg"] for s in states],
+            [s["exp_avg_sq"] for s in states],
+            [],
+            [s["step"] for s in states],
+            foreach=parameters[0].device.type != "cpu",
+            amsgrad=False,
+            beta1=group["betas"][0],
+            beta2=group["betas"][1],
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            maximize=False,
+        )
+
+
+def _check_matrix(parameter: torch.Tensor) -> None:
+    if type(parameter).__name__ == "DTensor":
+        raise ValueError("matrix_optimizer=muon: can't take sharded parameters (DTensor); use adamw under FSDP2 and TP")
+    if parameter.ndim < 2:
+        raise ValueError(f"matrix_optimizer=muon: a parameter of shape {tuple(parameter.shape)} is no matrix")
+
+
+def block_matrices(model: nn.Module) -> set[nn.Parameter]:
+    """The weights that Muon takes: matrices of the linear layers inside the blocks.
+
+    A block is an item of a `ModuleList`. Embeddings, output heads and classifiers stand outside of blocks; low-rank
+    adapters (`lora_A`, `lora_B`) stay out because what should be orthogonal is their product.
+    """
+    outside = set()
+    for get in ("get_input_embeddings", "get_output_embeddings"):
+        module = getattr(model, get, lambda: None)()
+        if module is not None:
+            outside |= set(module.parameters())
+    found = set()
+    for module in model.modules():
+        if isinstance(module, nn.ModuleList):
+            for name, layer in module.named_modules():
+                if isinstance(layer, nn.Linear) and "lora_" not in name and layer.weight.requires_grad:
+                    found.add(layer.weight)
+    return found - outside
+
+
+def decays(name: str, parameter: torch.Tensor) -> bool:
+    """Whether weight decay acts on a parameter: on matrices and embeddings, not on biases and norms."""
+    return parameter.ndim >= 2 and not name.endswith("bias")
+
+
+def parameter_groups(
+    model: nn.Module,
+    *,
+    learning_rate: float,
+    weight_decay: float,
+    matrix_learning_rate: float | None = None,
+    optimizer: str = "adamw",
+) -> list[dict]:
+    """Trainable parameters, each once, in up to three groups: Muon's matrices, AdamW with decay, AdamW without."""
+    matrices = block_matrices(model) if optimizer == "muon" else set()
+    groups = [
+        {"params": [], "use_muon": True, "lr": matrix_learning_rate or learning_rate, "weight_decay": weight_decay},
+        {"params": [], "use_muon": False, "lr": learning_rate, "weight_decay": weight_decay},
+        {"params": [], "use_muon": False, "lr": learning_rate, "weight_decay": 0.0},
+    ]
+    for name, parameter in model.named_parameters():  # tied weights are named once
+        if parameter.requires_grad:
+            which = 0 if parameter in matrices else 1 if decays(name, parameter) else 2
+            groups[which]["params"].append(parameter)
+    return [group for group in groups if group["params"]]
+
+
+def create_optimizer(
+    model: nn.Module,
+    *,
+    name: str = "adamw",
+    learning_rate: float,
+    weight_decay: float = 0.0,
+    betas: tuple[float, float] = (0.9, 0.95),
+    eps: float = 1e-8,
+    momentum: float = 0.95,
+    matrix_learning_rate: float | None = None,
+) -> torch.optim.Optimizer:
+    """AdamW, or Muon for the matrices inside the blocks and AdamW for the rest.
+
+    Args:
+        learning_rate, weight_decay: of both, since Muon's step is scaled to AdamW's size.
+        matrix_learning_rate: of Muon alone.
+
+    Raises:
+        ValueError: unknown name, values out of range, nothing to train, or no matrix for Muon.
+    """
+    if name not in OPTIMIZERS:
+        close = difflib.get_close_matches(name, OPTIMIZERS, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise ValueError(f"optimizer={name!r}: must be one of {', '.join(OPTIMIZERS)}{hint}")
+    for what, value, valid in (
+        ("learning_rate", learning_rate, learning_rate >= 0),
+        ("weight_decay", weight_decay, weight_decay >= 0),
+        ("matrix_learning_rate", matrix_learning_rate, matrix_learning_rate is None or matrix_learning_rate > 0),
+        ("eps", eps, eps > 0),
+    ):
+        if not valid:
+            raise ValueError(
+                f"{what}={value}: must be {'above' if what in ('eps', 'matrix_learning_rate') else 'at least'} 0"
+            )
+    for what, value in (("betas[0]", betas[0]), ("betas[1]", betas[1]), ("momentum", momentum)):
+        if not 0 <= value < 1:
+            raise ValueError(f"{what}={value}: must be at least 0 and below 1")
+    groups = parameter_groups(
+        model,
+        learning_rate=learning_rate,
+        weight_decay=weight_decay,
+        matrix_learning_rate=matrix_learning_rate,
+        optimizer=name,
+    )
+    if not groups:
+        raise ValueError(f"optimizer={name!r}: {type(model).__name__} has no trainable parameters; unfreeze some")
+    if name == "muon" and not groups[0]["use_muon"]:
+        raise ValueError(f"optimizer='muon': {type(model).__name__} has no trainable matrix inside a block; use adamw")
+    return MuonWithAdamW(groups, learning_rate, weight_decay=weight_decay, betas=betas, eps=eps, momentum=momentum)

@@ -1,0 +1,340 @@
+"""Recipes: a YAML of sections, each read into a dataclass, every field of which the command line can override.
+
+    train.py recipe.yaml --training.learning_rate 3e-4 --max_steps=100 --resume auto
+
+What can't be meant is refused in one line before anything else happens: unknown sections and fields (with the nearest
+name), values of the wrong type, duplicate keys, broken YAML.
+"""
+
+import dataclasses
+import difflib
+import enum
+import os
+import sys
+import types
+import typing
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import yaml
+from huggingface_hub.errors import StrictDataclassError
+
+
+class RecipeError(ValueError):
+    """A recipe or command line that can't be meant; the message is one line."""
+
+
+@dataclasses.dataclass
+class Recipe:
+    """What a YAML and a command line say together.
+
+    Attributes:
+        path: the YAML.
+        sections: name -> instance of its dataclass (or dict).
+        values: name -> the fields that were given, overrides included.
+        resume: None, True (`--resume`), "auto", or a checkpoint's path.
+    """
+
+    path: Path
+    sections: dict[str, object]
+    values: dict[str, dict]
+    resume: str | bool | None
+
+    def __getattr__(self, name: str):
+        try:
+            return self.__dict__["sections"][name]
+        except KeyError:
+            raise AttributeError(f"recipe has no section {name!r}") from None
+
+    def to_yaml(self) -> str:
+        """The recipe as given, overrides included: it runs the same run again."""
+        return yaml.safe_dump(self.values, sort_keys=False, allow_unicode=True)
+
+
+def load_recipe(argv: list[str], sections: Mapping[str, type]) -> Recipe:
+    """Read a command line.
+
+    Args:
+        argv: the YAML's path, then `--section.field value`, `--field value` where one section alone has it, or with `=`;
+            a boolean field needs no value. Also `--resume [auto | PATH]` and `--help`.
+        sections: name -> dataclass, or `dict` for a mapping that the caller checks.
+
+    Raises:
+        RecipeError: see the file's head. SystemExit(0): after `--help`.
+    """
+    if "--help" in argv or "-h" in argv:
+        print(describe(sections))
+        raise SystemExit(0)
+    paths, options = _split_command_line(argv)
+    if len(paths) != 1:
+        raise RecipeError(
+            f"command line: {len(paths)} recipes given ({', '.join(paths) or 'none'}); name one YAML file"
+        )
+    path = Path(paths[0])
+    given = _read_yaml(path)
+    for name in given:
+        if name not in sections:
+            raise RecipeError(f"{path}: no section {name!r}{_nearest(name, sections)}")
+    values = {name: dict(given.get(name) or {}) for name in sections}
+    hints = {name: _field_types(kind) for name, kind in sections.items()}
+    for name, section in values.items():
+        if hints[name] is not None:
+            for field, value in section.items():
+                section[field] = _coerce(value, _field_type(name, field, hints), f"{name}.{field}")
+
+    resume = None
+    for key, raw in options:
+        if key == "resume":
+            resume = True if raw is None else raw
+            continue
+        name, field = _locate(key, hints)
+        if raw is None and (hints[name] is None or not _accepts(bool, hints[name][field])):
+            raise RecipeError(f"--{key}: needs a value")
+        parsed = True if raw is None else _parse(raw, key)
+        if hints[name] is None:
+            values[name][field] = _number(parsed)
+        else:
+            values[name][field] = _coerce(parsed, hints[name][field], f"--{key}", raw)
+    built = {name: _build(name, kind, values[name]) for name, kind in sections.items()}
+    return Recipe(path, built, {k: v for k, v in values.items() if v}, resume)
+
+
+def run_recipe_main(main: Callable[[list[str]], None]) -> None:
+    """Run a script's main; a user's mistake is one line on stderr and exit code 2.
+
+    `--traceback`, or HF_EXT_TRACEBACK=1, shows where it was noticed.
+    """
+    argv = [a for a in sys.argv[1:] if a != "--traceback"]
+    if len(argv) < len(sys.argv) - 1 or os.environ.get("HF_EXT_TRACEBACK") == "1":
+        return main(argv)
+    try:
+        main(argv)
+    except (ValueError, StrictDataclassError, FileNotFoundError, PermissionError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def describe(sections: Mapping[str, type]) -> str:
+    """The help: every section's fields with type, default and meaning."""
+    lines = [
+        "usage: train.py RECIPE.yaml [--section.field VALUE ...] [--resume [auto | CHECKPOINT]] [--traceback]",
+        "  --resume goes on from the last checkpoint, and fails where there is none; auto starts anew there",
+    ]
+    for name, kind in sections.items():
+        lines.append(f"\n{name}:")
+        if kind is dict:
+            lines.append("  the fields of the configuration that its model_type names")
+            continue
+        types_ = _field_types(kind)
+        for field in dataclasses.fields(kind):
+            if field.init:
+                text = " ".join(str(field.metadata.get("help", "")).split())
+                lines.append(f"  --{name}.{field.name} ({_name(types_[field.name])}, {_default(field)})  {text}")
+    return "\n".join(lines)
+
+
+def _split_command_line(argv: list[str]) -> tuple[list[str], list[tuple[str, str | None]]]:
+    paths, options, index = [], [], 0
+    while index < len(argv):
+        word = argv[index]
+        index += 1
+        if not word.startswith("--"):
+            paths.append(word)
+            continue
+        key, equals, value = word[2:].partition("=")
+        if not equals:
+            value = None
+            # a YAML right after --resume is the recipe, not a checkpoint
+            if index < len(argv) and not argv[index].startswith("--"):
+                is_recipe = key == "resume" and argv[index].endswith((".yaml", ".yml"))
+                if not is_recipe:
+                    value = argv[index]
+                    index += 1
+        options.append((key.replace("-", "_"), value))
+    return paths, options
+
+
+class _NoDuplicates(yaml.SafeLoader):
+    """SafeLoader takes the last of two equal keys without a word."""
+
+    def construct_mapping(self, node, deep=False):
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                line = key_node.start_mark.line + 1
+                raise RecipeError(f"{key_node.start_mark.name}: line {line}: {key!r} stands twice; keep one of them")
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def _read_yaml(path: Path) -> dict:
+    if not path.is_file():
+        beside = sorted(p.name for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+        there = f"; there are {', '.join(beside)}" if beside else ""
+        raise RecipeError(f"{path}: no such recipe{there}")
+    try:
+        with path.open(encoding="utf-8") as file:
+            content = yaml.load(file, Loader=_NoDuplicates)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        raise RecipeError(f"{path}: {where}not YAML: {error.problem}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise RecipeError(f"{path}: must be a mapping of sections, is {type(content).__name__}")
+    for name, section in content.items():
+        if section is not None and not isinstance(section, dict):
+            raise RecipeError(f"{path}: section {name!r} must be a mapping of fields, is {section!r}")
+    return content
+
+
+def _field_types(kind: type) -> dict[str, object] | None:
+    """Field -> type; None for a free mapping."""
+    if kind is dict:
+        return None
+    hints = typing.get_type_hints(kind)
+    return {f.name: hints[f.name] for f in dataclasses.fields(kind) if f.init}
+
+
+def _field_type(section: str, field: str, hints: dict):
+    if field not in hints[section]:
+        elsewhere = [n for n, fields in hints.items() if fields and field in fields]
+        hint = f"; it belongs to {elsewhere[0]}" if elsewhere else _nearest(field, hints[section])
+        raise RecipeError(f"{section}.{field}: no such field{hint}")
+    return hints[section][field]
+
+
+def _locate(key: str, hints: dict) -> tuple[str, str]:
+    """Section and field that an option means."""
+    section, dot, field = key.partition(".")
+    if dot:
+        if section not in hints:
+            raise RecipeError(f"--{key}: no section {section!r}{_nearest(section, hints)}")
+        if hints[section] is not None:
+            _field_type(section, field, hints)
+        return section, field
+    owners = [name for name, fields in hints.items() if fields and key in fields]
+    if len(owners) > 1:
+        raise RecipeError(f"--{key}: is in several sections; write {' or '.join(f'--{o}.{key}' for o in owners)}")
+    if not owners:
+        known = ["resume", *(f for fields in hints.values() if fields for f in fields)]
+        free = next((n for n, fields in hints.items() if fields is None), None)
+        hint = _nearest(key, known) or (f"; for a field of the {free} write --{free}.{key}" if free else "")
+        raise RecipeError(f"--{key}: no such option{hint}")
+    return owners[0], key
+
+
+def _build(name: str, kind: type, values: dict):
+    if kind is dict:
+        return dict(values)
+    for field in dataclasses.fields(kind):
+        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        if field.init and required and field.name not in values:
+            raise RecipeError(f"{name}.{field.name}: is missing; give it in the recipe or as --{name}.{field.name}")
+    return kind(**values)
+
+
+def _parse(raw: str, key: str):
+    try:
+        return yaml.safe_load(raw)
+    except yaml.YAMLError:
+        raise RecipeError(f"--{key}: {raw!r} is not a YAML value; quote it") from None
+
+
+def _number(value):
+    """YAML 1.1 reads 3e-4 as text: here it is a number."""
+    if isinstance(value, str):
+        for kind in (int, float):
+            try:
+                return kind(value)
+            except ValueError:
+                continue
+    return value
+
+
+def _coerce(value, annotation, where: str, raw: str | None = None):
+    """`value` as `annotation` has it, or RecipeError. `raw`: the word on the command line, for fields that take text."""
+    for candidate in _members(annotation):
+        converted = _convert(value, candidate)
+        if converted is not _NO:
+            return converted
+    if raw is not None and str in _members(annotation):
+        return raw
+    raise RecipeError(f"{where}={value!r}: must be {_name(annotation)}")
+
+
+_NO = object()
+
+
+def _members(annotation) -> list:
+    """The alternatives of a union; those that need no conversion first."""
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        members = [m for a in typing.get_args(annotation) for m in _members(a)]
+        return sorted(members, key=lambda m: m is str)  # a number given as text is a number where one is allowed
+    return [annotation]
+
+
+def _accepts(kind: type, annotation) -> bool:
+    return kind in _members(annotation)
+
+
+def _convert(value, kind):
+    origin = typing.get_origin(kind) or kind
+    if kind is typing.Any or kind is object:
+        return value
+    if kind in (None, type(None)):
+        return value if value is None else _NO
+    if origin is typing.Literal:
+        return value if value in typing.get_args(kind) else _NO
+    if kind is bool:
+        return value if isinstance(value, bool) else _NO
+    if kind is int:
+        number = _number(value)
+        whole = isinstance(number, int) or (isinstance(number, float) and number.is_integer())
+        return int(number) if whole and not isinstance(value, bool) else _NO
+    if kind is float:
+        number = _number(value)
+        return float(number) if isinstance(number, int | float) and not isinstance(value, bool) else _NO
+    if kind is str:
+        return value if isinstance(value, str) else _NO
+    if isinstance(kind, type) and issubclass(kind, Path):
+        return Path(value) if isinstance(value, str) else _NO
+    if isinstance(kind, type) and issubclass(kind, enum.Enum):
+        return value if value in [member.value for member in kind] else _NO
+    if origin in (list, tuple):
+        if not isinstance(value, list | tuple):
+            return _NO
+        inner = typing.get_args(kind)[:1]
+        items = [_first(v, inner[0]) if inner else v for v in value]
+        return _NO if any(i is _NO for i in items) else origin(items)
+    if origin is dict:
+        if not isinstance(value, dict):
+            return _NO
+        inner = typing.get_args(kind)
+        items = {k: _first(v, inner[1]) if len(inner) == 2 else v for k, v in value.items()}
+        return _NO if any(i is _NO for i in items.values()) else items
+    return value if isinstance(origin, type) and isinstance(value, origin) else _NO
+
+
+def _first(value, annotation):
+    return next((c for c in (_convert(value, m) for m in _members(annotation)) if c is not _NO), _NO)
+
+
+def _name(annotation) -> str:
+    names = ["null" if m in (None, type(None)) else getattr(m, "__name__", str(m)) for m in _members(annotation)]
+    names = [str(m) if typing.get_args(m) else n for m, n in zip(_members(annotation), names, strict=True)]
+    return " or ".join(dict.fromkeys(names))
+
+
+def _default(field: dataclasses.Field) -> str:
+    if field.default is not dataclasses.MISSING:
+        default = field.default.value if isinstance(field.default, enum.Enum) else field.default
+        return "null" if default is None else str(default)
+    return "required" if field.default_factory is dataclasses.MISSING else repr(field.default_factory())
+
+
+def _nearest(name, known) -> str:
+    close = difflib.get_close_matches(str(name), list(known), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""

@@ -1,0 +1,106 @@
+"""transformers' Trainer with the loss in chunks, our optimizers and schedules, and exact language-model evaluation."""
+
+import math
+
+import torch
+from transformers import Trainer
+from transformers.trainer_pt_utils import nested_detach
+
+from hf_ext.models.language_modeling_head import IGNORE_INDEX, LanguageModelingHead
+from hf_ext.training.arguments import HfxTrainingArguments
+from hf_ext.training.optimizers import create_optimizer
+from hf_ext.training.schedules import SCHEDULES, create_schedule
+
+
+class HfxTrainer(Trainer):
+    """Trains any model; a language model of ours without ever holding its logits.
+
+    Args, besides the Trainer's:
+        eval_num_bytes: UTF-8 bytes of the evaluation text; with it, `eval_bits_per_byte` is reported too.
+
+    The evaluation loss of a language model is the total negative log-likelihood over the number of scored tokens, not the
+    mean of the batches' means.
+    """
+
+    args: HfxTrainingArguments
+
+    def __init__(self, *args, eval_num_bytes: int | None = None, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.eval_num_bytes = eval_num_bytes
+        self.is_language_model = isinstance(self._innermost_model(), LanguageModelingHead)
+        if self.is_language_model:
+            self.label_smoother = None  # the stock one needs the logits; ours is part of the chunked loss
+        elif self.args.z_loss_weight:
+            raise ValueError(
+                f"z_loss_weight={self.args.z_loss_weight}: {type(self._innermost_model()).__name__} has no "
+                "language-modelling head of ours; set it to 0"
+            )
+
+    def _innermost_model(self) -> torch.nn.Module:
+        model = self.accelerator.unwrap_model(self.model)
+        return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+    def create_optimizer(self, model=None) -> torch.optim.Optimizer:
+        if self.optimizer is None and self.args.matrix_optimizer is not None:
+            self.optimizer = create_optimizer(
+                self.model if model is None else model,
+                name=self.args.matrix_optimizer,
+                learning_rate=self.args.learning_rate,
+                matrix_learning_rate=self.args.matrix_learning_rate,
+                weight_decay=self.args.weight_decay,
+                betas=(self.args.adam_beta1, self.args.adam_beta2),
+                eps=self.args.adam_epsilon,
+                momentum=self.args.muon_momentum,
+            )
+        return super().create_optimizer(model)
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None):
+        if self.lr_scheduler is None and self.args.lr_scheduler_type.value in SCHEDULES:
+            self.lr_scheduler = create_schedule(
+                self.optimizer if optimizer is None else optimizer,
+                name=self.args.lr_scheduler_type.value,
+                num_warmup_steps=self.args.get_warmup_steps(num_training_steps),
+                num_training_steps=num_training_steps,
+                **(self.args.lr_scheduler_kwargs or {}),
+            )
+            self._created_lr_scheduler = True
+        return super().create_scheduler(num_training_steps, optimizer)
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        if self.is_language_model and model.training:
+            inputs = {
+                **inputs,
+                "label_smoothing": self.args.label_smoothing_factor,
+                "z_loss_weight": self.args.z_loss_weight,
+            }
+        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        if not (self.is_language_model and prediction_loss_only and "labels" in inputs):
+            return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        inputs = self._prepare_inputs(inputs)
+        labels = inputs["labels"][..., 1:] if self._loss_shifts_labels else inputs["labels"]
+        num_tokens = (labels != IGNORE_INDEX).sum()
+        with torch.no_grad(), self.compute_loss_context_manager():
+            outputs = model(**inputs, skip_logits=True, num_items_in_batch=1, return_dict=True)
+        total = nested_detach(outputs["loss"])
+        self._evaluated += torch.stack((total.double(), num_tokens.double())).to(self._evaluated.device)
+        return total / num_tokens.clamp(min=1), None, None
+
+    def evaluation_loop(
+        self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
+    ):
+        # total negative log-likelihood (nats) and tokens; fp64, so that the order of the batches doesn't show
+        self._evaluated = torch.zeros(2, dtype=torch.float64)
+        output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+        total, num_tokens = self.accelerator.reduce(self._evaluated.to(self.args.device), "sum").tolist()
+        if num_tokens:
+            loss = total / num_tokens
+            output.metrics[f"{metric_key_prefix}_loss"] = loss
+            # exp overflows at 709: a model that bad has no perplexity to speak of
+            output.metrics[f"{metric_key_prefix}_perplexity"] = math.exp(loss) if loss < 700 else math.inf
+            output.metrics[f"{metric_key_prefix}_tokens"] = int(num_tokens)
+            if self.eval_num_bytes:
+                bits = total / math.log(2) / self.eval_num_bytes
+                output.metrics[f"{metric_key_prefix}_bits_per_byte"] = bits
+        return output

@@ -1,0 +1,156 @@
+"""The parts against torch's own, and the blocks against their equations."""
+
+import pytest
+import torch
+from torch import nn
+
+from hf_ext.layers import (
+    ACTIVATIONS,
+    BLOCKS,
+    FeedForward,
+    GatedFeedForward,
+    LayerNorm,
+    MultiHeadAttention,
+    RMSNorm,
+    RoPE,
+    RotaryEmbedding,
+)
+
+
+# one layer in fp32: a few ulp
+FP32 = {"atol": 1e-6, "rtol": 1e-5}
+
+
+def x(*shape, dtype=torch.float32):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+def test_norms_are_torch_s(dtype):
+    for ours, theirs in (
+        (RMSNorm(12, eps=1e-3), nn.RMSNorm(12, eps=1e-3)),
+        (LayerNorm(12, eps=1e-3), nn.LayerNorm(12, eps=1e-3)),
+        (LayerNorm(12, eps=1e-3, bias=False), nn.LayerNorm(12, eps=1e-3, bias=False)),
+    ):
+        for p in ours.parameters():
+            nn.init.normal_(p)
+        theirs.load_state_dict(ours.state_dict())
+        states = x(2, 5, 12, dtype=dtype) * 3
+        got = ours.to(dtype)(states)
+        assert got.dtype == dtype
+        # bf16: the weight multiplies a rounded result here and an exact one in torch
+        tolerance = {"atol": 2e-2, "rtol": 2e-2} if dtype == torch.bfloat16 else FP32
+        torch.testing.assert_close(got, theirs.to(dtype)(states), **tolerance)
+
+
+def test_rms_statistics_are_fp32():
+    """Squares of 300 overflow fp16 and their mean is lost in bf16."""
+    states = torch.full((1, 64), 300.0, dtype=torch.float16)
+    torch.testing.assert_close(RMSNorm(64).half()(states), torch.ones(1, 64, dtype=torch.float16))
+
+
+def test_activations_are_transformers_own():
+    from transformers.activations import ACT2FN
+
+    for name, activation in ACTIVATIONS.items():
+        torch.testing.assert_close(activation(x(100)), ACT2FN[name](x(100)), **FP32)
+
+
+def test_feed_forwards_are_their_equations():
+    plain = FeedForward(8, 24, activation="relu2", bias=True)
+    expected = plain.down_proj(plain.up_proj(x(2, 3, 8)).clamp(min=0) ** 2)
+    torch.testing.assert_close(plain(x(2, 3, 8)), expected)
+    gated = GatedFeedForward(8, 24, activation="silu")
+    gate = gated.gate_proj(x(2, 3, 8))
+    expected = gated.down_proj(gate * torch.sigmoid(gate) * gated.up_proj(x(2, 3, 8)))
+    torch.testing.assert_close(gated(x(2, 3, 8)), expected, **FP32)
+
+
+@pytest.mark.parametrize("is_causal", [True, False])
+def test_attention_is_torch_s_multihead_attention(is_causal):
+    ours = MultiHeadAttention(32, 4, bias=True, is_causal=is_causal)
+    theirs = nn.MultiheadAttention(32, 4, batch_first=True)
+    projections = (ours.q_proj, ours.k_proj, ours.v_proj)
+    theirs.in_proj_weight.data = torch.cat([p.weight.data for p in projections])
+    theirs.in_proj_bias.data = torch.cat([p.bias.data for p in projections])
+    theirs.out_proj.load_state_dict(ours.o_proj.state_dict())
+    states = x(2, 7, 32) * 5
+    mask = nn.Transformer.generate_square_subsequent_mask(7) if is_causal else None
+    expected, expected_weights = theirs(
+        states, states, states, attn_mask=mask, is_causal=is_causal, average_attn_weights=False
+    )
+    got, weights = ours(states)
+    torch.testing.assert_close(got, expected, **FP32)
+    torch.testing.assert_close(weights, expected_weights, **FP32)
+
+
+def test_grouped_query_attention_repeats_the_heads():
+    grouped = MultiHeadAttention(32, 4, num_key_value_heads=2)
+    full = MultiHeadAttention(32, 4)
+    for name in ("q_proj", "o_proj"):
+        getattr(full, name).load_state_dict(getattr(grouped, name).state_dict())
+    for name in ("k_proj", "v_proj"):
+        weight = getattr(grouped, name).weight.data.view(2, 8, 32)
+        getattr(full, name).weight.data = weight.repeat_interleave(2, dim=0).reshape(32, 32)
+    torch.testing.assert_close(grouped(x(2, 7, 32))[0], full(x(2, 7, 32))[0], **FP32)
+
+
+@pytest.mark.parametrize("kind", ["head", "projection"])
+def test_qk_norm_bounds_the_scores(kind):
+    """Whatever the scale of the input: a normed query and key give the same weights."""
+    attention = MultiHeadAttention(32, 4, num_key_value_heads=2, qk_norm=kind)
+    torch.testing.assert_close(attention(x(1, 6, 32))[1], attention(100 * x(1, 6, 32))[1], atol=1e-4, rtol=1e-4)
+    plain = MultiHeadAttention(32, 4)
+    assert (plain(x(1, 6, 32))[1] - plain(100 * x(1, 6, 32))[1]).abs().max() > 0.1
+
+
+def test_wrong_sizes_are_refused():
+    for arguments, message in (
+        ({"d_model": 30, "num_heads": 4}, "must divide hidden_size=30"),
+        ({"d_model": 32, "num_heads": 4, "num_key_value_heads": 3}, "must divide num_attention_heads=4"),
+        ({"d_model": 32, "num_heads": 0}, "num_attention_heads=0: must be at least 1"),
+        ({"d_model": 32, "num_heads": 4, "qk_norm": "both"}, "qk_norm='both'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            MultiHeadAttention(**arguments)
+
+
+def test_blocks_read_like_their_equations():
+    class Double(nn.Module):
+        def forward(self, hidden_states, **kwargs):
+            return 2 * hidden_states, None
+
+    def norm():
+        return LayerNorm(8)
+
+    states = x(2, 3, 8)
+    n = LayerNorm(8)  # a new norm is the same function everywhere
+    triple = nn.Linear(8, 8, bias=False)
+    triple.weight.data = 3 * torch.eye(8)
+    expected = {}
+    a = states + 2 * n(states)
+    expected["pre_norm"] = a + 3 * n(a)
+    a = n(states + 2 * states)
+    expected["post_norm"] = n(a + 3 * a)
+    a = states + n(2 * n(states))
+    expected["sandwich"] = a + n(3 * n(a))
+    expected["parallel"] = states + 2 * n(states) + 3 * n(states)
+    assert expected.keys() == BLOCKS.keys()
+    for name, block in BLOCKS.items():
+        torch.testing.assert_close(block(Double(), triple, norm)(states), expected[name], atol=1e-5, rtol=1e-5)
+
+
+def test_rotary_embedding_keeps_its_frequencies_in_fp32():
+    rope = RotaryEmbedding(16, 64)
+    exact = rope.inv_freq.clone()
+    for cast in (rope.half(), rope.to(torch.bfloat16), rope.double()):
+        assert cast.inv_freq.dtype == torch.float32
+        assert torch.equal(cast.inv_freq, exact)
+
+
+def test_textbook_lines():
+    attention = MultiHeadAttention(d_model=512, num_heads=8)
+    rope = RoPE(dim=64, max_position_embeddings=2048)
+    cos_sin = rope(torch.arange(10)[None])
+    assert attention(torch.randn(1, 10, 512), position_embeddings=cos_sin)[0].shape == (1, 10, 512)
+    assert RoPE(dim=512, max_position_embeddings=2048).inv_freq.shape == (256,)
