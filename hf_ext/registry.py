@@ -3,6 +3,7 @@
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 from transformers.masking_utils import AttentionMaskInterface
 from transformers.modeling_utils import AttentionInterface
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from hf_ext.models.decoder import HfxDecoderConfig, HfxDecoderForCausalLM, HfxDecoderModel
 from hf_ext.ops.backends import BACKENDS
@@ -20,6 +21,11 @@ def register() -> None:
         AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
         for auto_class, model_class in heads:
             auto_class.register(config_class, model_class, exist_ok=True)
+    # by these names the stock Trainer knows that a causal model's labels are to be shifted when it smooths them
+    for config_class, heads in FAMILIES.items():
+        for auto_class, model_class in heads:
+            if auto_class is AutoModelForCausalLM:
+                MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[config_class.model_type] = model_class.__name__
     for name, backend in BACKENDS.items():
         # in both: a backend without a mask function would be given no mask at all, and padding would leak
         AttentionInterface.register(name, backend.attend)

@@ -1,6 +1,7 @@
 """The model card of a run: what was trained, on what, by which command, and what it measured."""
 
 import platform
+import re
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -82,10 +83,15 @@ def model_card(model: PreTrainedModel, folder: str | Path, facts: RunFacts) -> M
         architecture={k: f"`{v}`" for k, v in sorted(changed.items()) if k not in _NOT_ARCHITECTURE},
         data_summary=facts.dataset_summary,
         training={**facts.training, "software": _software()},
-        command=facts.command,
-        recipe=facts.recipe.strip(),
+        command=without_local_paths(facts.command),
+        recipe=without_local_paths(facts.recipe.strip()),
         samples=facts.samples,
     )
+
+
+def without_local_paths(text: str) -> str:
+    """Absolute paths cut down to their last part: a card says what was done, not on whose machine."""
+    return re.sub(r"(?<![\w.:/~-])(?:~|[A-Za-z]:)?/(?:[^\s'\"/]+/)+(?=[^\s'\"/])", "", text)
 
 
 def _number(value) -> str:

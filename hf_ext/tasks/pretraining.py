@@ -237,7 +237,7 @@ def dataset_name(data: DataArguments) -> str:
 def describe_data(data: DataArguments, train_rows, eval_tokens: int, row_length: int) -> str:
     """One sentence for the card."""
     rows = f"{len(train_rows):,} rows of {row_length} tokens" if hasattr(train_rows, "__len__") else "a stream of rows"
-    licence = f" {PYTHON_LIBRARY_LICENSE}" if data.dataset_name == PYTHON_LIBRARY else ""
+    licence = f" Licence of the text: {PYTHON_LIBRARY_LICENSE}." if data.dataset_name == PYTHON_LIBRARY else ""
     return f"`{dataset_name(data)}`: {rows} to train on, {eval_tokens:,} tokens held out.{licence}"
 
 

@@ -25,11 +25,15 @@ class HfxTrainer(Trainer):
     args: HfxTrainingArguments
 
     def __init__(self, *args, eval_num_bytes: int | None = None, **kwargs):
+        model = kwargs.get("model", args[0] if args else None)
+        use_cache = getattr(getattr(model, "config", None), "use_cache", None)
         super().__init__(*args, **kwargs)
         self.eval_num_bytes = eval_num_bytes
         self.is_language_model = isinstance(self._innermost_model(), LanguageModelingHead)
         if self.is_language_model:
             self.label_smoother = None  # the stock one needs the logits; ours is part of the chunked loss
+            if use_cache is not None:
+                self.model.config.use_cache = use_cache  # the stock one turns it off for good, in what is saved too
         elif self.args.z_loss_weight:
             raise ValueError(
                 f"z_loss_weight={self.args.z_loss_weight}: {type(self._innermost_model()).__name__} has no "
@@ -67,12 +71,11 @@ class HfxTrainer(Trainer):
         return super().create_scheduler(num_training_steps, optimizer)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        if self.is_language_model and model.training:
-            inputs = {
-                **inputs,
-                "label_smoothing": self.args.label_smoothing_factor,
-                "z_loss_weight": self.args.z_loss_weight,
-            }
+        if self.is_language_model:
+            inputs = {**inputs, "use_cache": self.args.use_cache}
+            if model.training:  # what is reported of held-out text is its likelihood alone
+                inputs["label_smoothing"] = self.args.label_smoothing_factor
+                inputs["z_loss_weight"] = self.args.z_loss_weight
         return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
@@ -82,7 +85,7 @@ class HfxTrainer(Trainer):
         labels = inputs["labels"][..., 1:] if self._loss_shifts_labels else inputs["labels"]
         num_tokens = (labels != IGNORE_INDEX).sum()
         with torch.no_grad(), self.compute_loss_context_manager():
-            outputs = model(**inputs, skip_logits=True, num_items_in_batch=1, return_dict=True)
+            outputs = model(**inputs, skip_logits=True, num_items_in_batch=1, use_cache=False, return_dict=True)
         total = nested_detach(outputs["loss"])
         self._evaluated += torch.stack((total.double(), num_tokens.double())).to(self._evaluated.device)
         return total / num_tokens.clamp(min=1), None, None

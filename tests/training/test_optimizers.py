@@ -1,0 +1,137 @@
+"""Muon against its definition, AdamW against torch's, and both through the Trainer."""
+
+import pytest
+import torch
+from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, Trainer, TrainingArguments
+
+from hf_ext.training.optimizers import MuonWithAdamW, block_matrices, create_optimizer, orthogonalize, parameter_groups
+
+
+# fp32: the same products in another order of batching
+FP32 = {"atol": 1e-5, "rtol": 1e-5}
+
+
+def llama(tied: bool = False, cls=LlamaForCausalLM):
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    return cls(LlamaConfig(**sizes, num_attention_heads=4, tie_word_embeddings=tied, num_labels=3, pad_token_id=0))
+
+
+@pytest.mark.parametrize("shape", [(32, 32), (16, 80), (80, 16), (3, 24, 40)], ids=str)
+def test_singular_values_go_to_one(shape):
+    matrices = torch.randn(*shape, generator=torch.Generator().manual_seed(0)) * 7
+    u, s, vt = torch.linalg.svd(matrices.double(), full_matrices=False)
+    result = orthogonalize(matrices)
+    values = torch.linalg.svdvals(result.double())
+    # the quintic's band after 5 steps; singular values below 1 % of the largest may lag behind
+    assert values.max() < 1.25
+    assert values[s / s.amax(-1, keepdim=True) > 0.05].min() > 0.6
+    # and the singular vectors are kept: U^T X V is diagonal
+    rotated = u.mT @ result.double() @ vt.mT
+    off_diagonal = rotated - torch.diag_embed(torch.diagonal(rotated, dim1=-2, dim2=-1))
+    assert off_diagonal.abs().max() < 1e-4
+
+
+def test_batched_is_one_by_one_and_tall_is_wide():
+    matrices = torch.randn(4, 12, 30, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(orthogonalize(matrices), torch.stack([orthogonalize(m) for m in matrices]), **FP32)
+    torch.testing.assert_close(orthogonalize(matrices.mT), orthogonalize(matrices).mT, **FP32)
+
+
+def test_muon_s_step_is_its_equation():
+    torch.manual_seed(0)
+    weight = nn.Parameter(torch.randn(12, 30))
+    optimizer = MuonWithAdamW([{"params": [weight], "use_muon": True}], lr=0.1, weight_decay=0.2, momentum=0.9)
+    expected, momentum = weight.detach().clone(), torch.zeros(12, 30)
+    for _ in range(3):
+        weight.grad = torch.randn(12, 30)
+        momentum = 0.9 * momentum + weight.grad
+        update = orthogonalize(weight.grad + 0.9 * momentum)
+        expected = (1 - 0.1 * 0.2) * expected - 0.1 * 0.2 * 30**0.5 * update
+        optimizer.step()
+        torch.testing.assert_close(weight.detach(), expected, **FP32)
+    # of the size that AdamW's updates have, 0.2 to 0.4 root mean square
+    assert 0.15 < (0.2 * 30**0.5 * update).square().mean().sqrt() < 0.45
+
+
+def test_adamw_is_torch_s():
+    ours, theirs = llama(), llama()
+    mine = create_optimizer(ours, name="adamw", learning_rate=1e-2, weight_decay=0.1, betas=(0.9, 0.95))
+    decay = [p for n, p in theirs.named_parameters() if p.ndim >= 2]
+    rest = [p for n, p in theirs.named_parameters() if p.ndim < 2]
+    reference = torch.optim.AdamW(
+        [{"params": decay, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}], lr=1e-2, betas=(0.9, 0.95)
+    )
+    ids = torch.randint(1, 64, (2, 9), generator=torch.Generator().manual_seed(1))
+    for _ in range(5):
+        for model, optimizer in ((ours, mine), (theirs, reference)):
+            model(ids, labels=ids).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-7, rtol=1e-6)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_every_parameter_in_one_group_once(tied):
+    model = llama(tied)
+    model.model.layers[0].mlp.up_proj.weight.requires_grad_(False)
+    groups = parameter_groups(model, learning_rate=1.0, weight_decay=0.1, optimizer="muon", matrix_learning_rate=2.0)
+    grouped = [id(p) for group in groups for p in group["params"]]
+    assert sorted(grouped) == sorted(id(p) for p in model.parameters() if p.requires_grad)
+    muon, decayed, plain = groups
+    assert (muon["use_muon"], muon["lr"], muon["weight_decay"]) == (True, 2.0, 0.1)
+    assert len(muon["params"]) == 2 * 7 - 1
+    assert {id(p) for p in decayed["params"]} == {id(model.model.embed_tokens.weight), id(model.lm_head.weight)}
+    assert all(p.ndim == 1 for p in plain["params"])
+    assert plain["weight_decay"] == 0
+
+
+def test_classifiers_and_adapters_are_no_block_matrices():
+    classifier = llama(cls=LlamaForSequenceClassification)
+    assert classifier.score.weight not in block_matrices(classifier)
+    peft = pytest.importorskip("peft")
+    adapted = peft.get_peft_model(llama(), peft.LoraConfig(target_modules=["q_proj"], r=2))
+    with pytest.raises(ValueError, match="no trainable matrix inside a block"):
+        create_optimizer(adapted, name="muon", learning_rate=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"name": "muonn"}, "optimizer='muonn': must be one of adamw, muon; did you mean 'muon'"),
+        ({"learning_rate": -1.0}, "learning_rate=-1.0: must be at least 0"),
+        ({"weight_decay": -0.1}, "weight_decay=-0.1"),
+        ({"eps": 0.0}, "eps=0.0: must be above 0"),
+        ({"momentum": 1.0}, "momentum=1.0: must be at least 0 and below 1"),
+        ({"betas": (0.9, 1.5)}, r"betas\[1\]=1.5"),
+        ({"matrix_learning_rate": 0.0}, "matrix_learning_rate=0.0: must be above 0"),
+    ],
+    ids=str,
+)
+def test_nonsense_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        create_optimizer(llama(), **{"learning_rate": 1e-3, **options})
+
+
+def test_trainer_resumes_to_the_same_bits(tmp_path):
+    rows = [{"input_ids": ids, "labels": ids} for ids in torch.randint(1, 64, (24, 8)).unbind(0)]
+
+    def train(folder, max_steps, resume=None):
+        model = llama()
+        trainer = Trainer(
+            model=model,
+            args=TrainingArguments(
+                output_dir=folder, max_steps=6, save_steps=3, per_device_train_batch_size=2, use_cpu=True, seed=1
+            ),
+            train_dataset=rows,
+            optimizers=(create_optimizer(model, name="muon", learning_rate=1e-2, weight_decay=0.1), None),
+        )
+        trainer.train(resume_from_checkpoint=resume)
+        return model.state_dict()
+
+    whole = train(tmp_path / "whole", 6)
+    resumed = train(tmp_path / "resumed", 6, resume=str(tmp_path / "whole" / "checkpoint-3"))
+    for name, tensor in whole.items():
+        assert torch.equal(tensor, resumed[name]), name

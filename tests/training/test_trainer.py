@@ -1,0 +1,140 @@
+"""Our Trainer: the same training whichever way the batch is cut, exact evaluation, and what is saved."""
+
+import math
+
+import pytest
+import torch
+from models.decoder_grid import make_model, tokens
+from transformers import AutoModelForCausalLM, Trainer
+
+import hf_ext  # noqa: F401  registers the Auto classes
+from hf_ext.objectives import CausalCollator
+from hf_ext.training.arguments import HfxTrainingArguments
+from hf_ext.training.trainer import HfxTrainer
+
+
+# fp32 over a few steps: sums in another order
+FP32 = {"atol": 1e-5, "rtol": 1e-4}
+
+
+def rows(count=16, seed=3):
+    """Rows of 5 to 12 tokens."""
+    ids = tokens(B=count, T=12, seed=seed)
+    return [{"input_ids": ids[i, : 5 + i % 8]} for i in range(count)]
+
+
+def make_trainer(folder, trainer_class=HfxTrainer, model=None, data=None, **arguments):
+    defaults = {"max_steps": 3, "learning_rate": 1e-2, "per_device_train_batch_size": 8, "save_strategy": "no"}
+    given = {**defaults, "use_cpu": True, "disable_tqdm": True, "logging_steps": 1, "prediction_loss_only": True, **arguments}
+    data = rows() if data is None else data
+    return trainer_class(
+        model=model or make_model(tie_word_embeddings=True),
+        args=HfxTrainingArguments(output_dir=str(folder), **given),
+        data_collator=CausalCollator(vocab_size=97, pad_token_id=0),
+        train_dataset=data,
+        eval_dataset=data,
+    )
+
+
+def trained(trainer):
+    trainer.train()
+    return {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+
+
+@pytest.mark.parametrize("options", [{}, {"label_smoothing_factor": 0.1, "z_loss_weight": 1e-2}], ids=str)
+def test_whole_batch_equals_accumulated_equals_checkpointed(options, tmp_path):
+    options = {**options, "optim": "sgd"}  # Adam's first steps make a whole step of a gradient of rounding size
+    whole = trained(make_trainer(tmp_path, **options))
+    for other in (
+        {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4},
+        {"gradient_checkpointing": True},
+    ):
+        got = trained(make_trainer(tmp_path, **options, **other))
+        for name in whole:
+            torch.testing.assert_close(got[name], whole[name], **FP32, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_the_stock_trainer_gives_the_same(tmp_path):
+    """Someone else's loop over our model: no difference without our options."""
+    ours = trained(make_trainer(tmp_path, lr_scheduler_type="linear"))
+    stock = trained(make_trainer(tmp_path, trainer_class=Trainer, lr_scheduler_type="linear"))
+    for name in ours:
+        torch.testing.assert_close(ours[name], stock[name], **FP32)
+
+
+def test_label_smoothing_equals_the_stock_smoother(tmp_path):
+    ours = trained(make_trainer(tmp_path, lr_scheduler_type="linear", label_smoothing_factor=0.2))
+    stock = trained(make_trainer(tmp_path, trainer_class=Trainer, lr_scheduler_type="linear", label_smoothing_factor=0.2))
+    plain = trained(make_trainer(tmp_path, lr_scheduler_type="linear"))
+    for name in ours:
+        torch.testing.assert_close(ours[name], stock[name], **FP32)
+    assert any((ours[n] - plain[n]).abs().max() > 1e-3 for n in ours)
+
+
+def test_evaluation_is_the_likelihood_over_the_tokens(tmp_path):
+    model, data = make_model(), rows()
+    total, count = 0.0, 0
+    with torch.no_grad():
+        for row in data:
+            ids = row["input_ids"][None]
+            logits = model(ids).logits[0, :-1].double()
+            total -= logits.log_softmax(-1).gather(-1, ids[0, 1:, None]).sum().item()
+            count += ids.shape[1] - 1
+    found = []
+    for batch_size in (1, 5, 16):
+        trainer = make_trainer(tmp_path, model=model, data=data, per_device_eval_batch_size=batch_size, z_loss_weight=0.1)
+        trainer.eval_num_bytes = 123
+        found.append(trainer.evaluate())
+        assert found[-1]["eval_tokens"] == count
+        assert found[-1]["eval_loss"] == pytest.approx(total / count, rel=1e-6)
+        assert found[-1]["eval_perplexity"] == pytest.approx(math.exp(total / count), rel=1e-5)
+        assert found[-1]["eval_bits_per_byte"] == pytest.approx(total / math.log(2) / 123, rel=1e-6)
+
+
+def test_logits_never_exist_while_training_or_evaluating(tmp_path, monkeypatch):
+    trainer = make_trainer(tmp_path)
+    monkeypatch.setattr(trainer.model, "compute_logits", lambda hidden: pytest.fail("logits were computed"))
+    trainer.train()
+    trainer.evaluate()
+
+
+def test_saved_config_still_caches(tmp_path):
+    trainer = make_trainer(tmp_path)
+    trainer.train()
+    trainer.save_model()
+    assert AutoModelForCausalLM.from_pretrained(tmp_path).config.use_cache is True
+
+
+def test_non_finite_loss_is_logged_as_such(tmp_path):
+    model = make_model()
+    with torch.no_grad():
+        model.model.norm.weight[0] = float("nan")
+    trainer = make_trainer(tmp_path, model=model, max_steps=1)
+    trainer.train()
+    assert math.isnan(next(e["loss"] for e in trainer.state.log_history if "loss" in e))
+
+
+def test_matrix_optimizer_and_schedules(tmp_path):
+    trainer = make_trainer(
+        tmp_path,
+        matrix_optimizer="muon",
+        matrix_learning_rate=5e-2,
+        lr_scheduler_type="warmup_stable_decay",
+        lr_scheduler_kwargs={"decay_fraction": 0.5, "decay_form": "linear"},
+        max_steps=4,
+        warmup_steps=1,
+    )
+    trainer.train()
+    assert trainer.optimizer.optimizer.param_groups[0]["use_muon"]
+    assert trainer.optimizer.optimizer.param_groups[0]["initial_lr"] == 5e-2
+    logged = [e["learning_rate"] for e in trainer.state.log_history if "learning_rate" in e]
+    assert logged == pytest.approx([0.0, 5e-2, 5e-2, 2.5e-2])
+
+
+def test_z_loss_needs_a_head_of_ours(tmp_path):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    llama = LlamaForCausalLM(LlamaConfig(vocab_size=97, hidden_size=32, num_hidden_layers=1, num_attention_heads=4))
+    with pytest.raises(ValueError, match="z_loss_weight=0.1: LlamaForCausalLM has no language-modelling head of ours"):
+        make_trainer(tmp_path, model=llama, z_loss_weight=0.1)
+    make_trainer(tmp_path, model=llama, max_steps=1).train()
