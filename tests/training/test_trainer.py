@@ -25,7 +25,14 @@ def rows(count=16, seed=3):
 
 def make_trainer(folder, trainer_class=HfxTrainer, model=None, data=None, **arguments):
     defaults = {"max_steps": 3, "learning_rate": 1e-2, "per_device_train_batch_size": 8, "save_strategy": "no"}
-    given = {**defaults, "use_cpu": True, "disable_tqdm": True, "logging_steps": 1, "prediction_loss_only": True, **arguments}
+    given = {
+        **defaults,
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "logging_steps": 1,
+        "prediction_loss_only": True,
+        **arguments,
+    }
     data = rows() if data is None else data
     return trainer_class(
         model=model or make_model(tie_word_embeddings=True),
@@ -64,7 +71,9 @@ def test_the_stock_trainer_gives_the_same(tmp_path):
 
 def test_label_smoothing_equals_the_stock_smoother(tmp_path):
     ours = trained(make_trainer(tmp_path, lr_scheduler_type="linear", label_smoothing_factor=0.2))
-    stock = trained(make_trainer(tmp_path, trainer_class=Trainer, lr_scheduler_type="linear", label_smoothing_factor=0.2))
+    stock = trained(
+        make_trainer(tmp_path, trainer_class=Trainer, lr_scheduler_type="linear", label_smoothing_factor=0.2)
+    )
     plain = trained(make_trainer(tmp_path, lr_scheduler_type="linear"))
     for name in ours:
         torch.testing.assert_close(ours[name], stock[name], **FP32)
@@ -82,7 +91,9 @@ def test_evaluation_is_the_likelihood_over_the_tokens(tmp_path):
             count += ids.shape[1] - 1
     found = []
     for batch_size in (1, 5, 16):
-        trainer = make_trainer(tmp_path, model=model, data=data, per_device_eval_batch_size=batch_size, z_loss_weight=0.1)
+        trainer = make_trainer(
+            tmp_path, model=model, data=data, per_device_eval_batch_size=batch_size, z_loss_weight=0.1
+        )
         trainer.eval_num_bytes = 123
         found.append(trainer.evaluate())
         assert found[-1]["eval_tokens"] == count

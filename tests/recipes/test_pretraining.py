@@ -1,0 +1,189 @@
+"""The main job, as a user types it: the script, its overrides, its resume and its refusals."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = "recipes/pretraining/train.py"
+RECIPES = sorted((ROOT / "recipes" / "pretraining").glob("*.yaml"))
+
+
+def run(*argv, cwd=ROOT) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    return subprocess.run(
+        [sys.executable, str(ROOT / SCRIPT), *map(str, argv)],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=cwd,
+        env=environment,
+    )
+
+
+def write_recipe(folder: Path, **changes) -> Path:
+    """The debug recipe with sections changed, on a small text of our own."""
+    recipe = yaml.safe_load((ROOT / "recipes/pretraining/debug.yaml").read_text(encoding="utf-8"))
+    recipe["training"]["output_dir"] = str(folder / "run")
+    for section, values in changes.items():
+        recipe[section] = {**recipe[section], **values}
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump({k: v for k, v in recipe.items()}), encoding="utf-8")
+    return path
+
+
+def write_texts(folder: Path, count: int = 60) -> Path:
+    texts = folder / "texts.jsonl"
+    lines = [
+        {"text": f"Document {i}: the quick brown fox no. {i * 7} jumps over the lazy dog.\n" * 3} for i in range(count)
+    ]
+    texts.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    return texts
+
+
+def on_texts(folder: Path, **training) -> Path:
+    data = {"dataset_name": None, "data_files": str(write_texts(folder)), "validation_fraction": 0.2}
+    return write_recipe(folder, data=data, training={"max_steps": 6, "save_steps": 3, "eval_steps": 3, **training})
+
+
+@pytest.mark.heavy
+def test_the_main_job_and_going_on_from_its_checkpoint(tmp_path):
+    recipe = on_texts(tmp_path)
+    done = run(recipe)
+    assert done.returncode == 0, done.stderr
+    out = tmp_path / "run"
+    for name in (
+        "README.md",
+        "all_results.json",
+        "checkpoint-3/trainer_state.json",
+        "checkpoint-6/model.safetensors",
+        "config.json",
+        "eval_results.json",
+        "loss.png",
+        "model.safetensors",
+        "recipe.yaml",
+        "tokenizer.json",
+        "train_results.json",
+        "trainer_state.json",
+    ):
+        assert (out / name).is_file(), name
+    results = json.loads((out / "all_results.json").read_text())
+    assert 0 < results["eval_loss"] < 6.3  # ln 512 = 6.24 is a uniform guess
+    assert results["eval_bits_per_byte"] > 0
+    assert "reloaded in a fresh process: HfxDecoderForCausalLM" in done.stdout
+    assert "6/6" in done.stderr  # the progress bar
+    card = (out / "README.md").read_text()
+    assert f"| perplexity | {results['eval_perplexity']:.4f} |" in card
+    assert str(tmp_path) not in card
+
+    # the folder isn't overwritten without a word
+    again = run(recipe)
+    assert again.returncode == 2
+    assert "holds a run already (checkpoint-6)" in again.stderr
+    # a finished run keeps its figures
+    finished = run(recipe, "--resume")
+    assert finished.returncode == 0, finished.stderr
+    assert json.loads((out / "all_results.json").read_text())["train_loss"] == results["train_loss"]
+
+    # stopped after 3 of 6 steps and gone on from there: the same weights as in one go
+    parts = tmp_path / "parts"
+    assert run(recipe, "--training.output_dir", parts).returncode == 0
+    for name in ("checkpoint-6", "model.safetensors"):
+        subprocess.run(["rm", "-r", str(parts / name)], check=True)
+    resumed = run(recipe, "--training.output_dir", parts, "--resume", "auto")
+    assert resumed.returncode == 0, resumed.stderr
+    assert "(3 steps done)" in resumed.stdout
+    assert (parts / "model.safetensors").read_bytes() == (out / "model.safetensors").read_bytes()
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
+def test_two_steps_of_every_recipe(path, tmp_path):
+    sizes = yaml.safe_load(path.read_text(encoding="utf-8"))["training"]
+    argv = [path, "--training.output_dir", tmp_path / "run", "--max_steps", 2, "--warmup_steps", 0, "--eval_steps", 2]
+    argv += ["--logging_steps", 1, "--max_validation_documents", 2, "--max_train_documents", 30]
+    done = run(*argv)
+    assert done.returncode == 0, done.stderr
+    logged = json.loads((tmp_path / "run" / "trainer_state.json").read_text())["log_history"]
+    assert [e["step"] for e in logged if "loss" in e] == [1, 2]
+    assert sizes["output_dir"].startswith("outputs/")
+
+
+@pytest.mark.heavy
+def test_other_formats_streaming_and_characters(tmp_path):
+    recipe = on_texts(tmp_path)
+    rows = [json.loads(line)["text"] for line in (tmp_path / "texts.jsonl").read_text().splitlines()]
+    (tmp_path / "texts.txt").write_text("\n".join(r.replace("\n", " ") for r in rows), encoding="utf-8")
+    done = run(
+        recipe,
+        *("--data.data_files", tmp_path / "texts.txt", "--sample_by", "line", "--streaming", "true"),
+        *("--tokenizer.kind", "characters", "--model.block_type", "sandwich", "--max_steps", 2),
+        *("--training.output_dir", tmp_path / "other", "--matrix_optimizer", "muon"),
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "other" / "config.json").read_text())["block_type"] == "sandwich"
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--learning_rat", "1"], "--learning_rat: no such option; did you mean 'learning_rate'?"),
+        (["--model.hiden_size", "8"], "model.hiden_size: no such field; did you mean 'hidden_size'?"),
+        (["--model.model_type", "hfx_decodr"], "model.model_type='hfx_decodr': not known"),
+        (["--model.vocab_size", "8"], "model.vocab_size=8: comes from the tokenizer"),
+        (["--model.num_attention_heads", "3"], "num_attention_heads=3: must divide hidden_size=32"),
+        (["--model.hidden_size", "wide"], "hidden_size"),
+        (["--packing.row_length", "65"], "packing.row_length=65: longer than model.max_position_embeddings=64"),
+        (["--packing.strategy", "best"], "strategy"),
+        (["--tokenizer.kind", "bpe"], "tokenizer.kind='bpe': must be one of byte_level_bpe, characters"),
+        (["--tokenizer.vocab_size", "100"], "vocab_size"),
+        (["--samples.temperature", "0"], "samples.temperature=0.0: must be above 0"),
+        (["--data.data_files", "nowhere.json"], "nowhere.json"),
+        (["--data.text_column", "body"], "body"),
+        (["--warmup_steps", "7"], "warmup_steps=7: 6 steps of training can't hold them"),
+        (["--resume"], "--resume: no checkpoint in"),
+        (["--resume", "nowhere"], "--resume nowhere: not a checkpoint"),
+        (["--streaming", "--max_steps", "-1"], "training.max_steps=-1: a streamed data set has no known length"),
+    ],
+    ids=lambda x: " ".join(x) if isinstance(x, list) else "",
+)
+def test_nonsense_is_one_line_and_leaves_nothing(argv, message, tmp_path, capsys, monkeypatch):
+    """In this process: the script's own main, as `run_recipe_main` calls it."""
+    import runpy
+
+    from hf_ext.training.recipe import run_recipe_main
+
+    recipe = on_texts(tmp_path)
+    main = runpy.run_path(str(ROOT / SCRIPT))["main"]
+    monkeypatch.setattr(sys, "argv", ["train.py", str(recipe), *argv])
+    with pytest.raises(SystemExit) as caught:
+        run_recipe_main(main)
+    assert caught.value.code == 2
+    error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(error) == 1
+    assert message in error[0]
+    assert not (tmp_path / "run").exists()
+
+
+def test_empty_and_missing_files_are_named(tmp_path, capsys, monkeypatch):
+    import runpy
+
+    from hf_ext.training.recipe import run_recipe_main
+
+    recipe = on_texts(tmp_path)
+    (tmp_path / "texts.jsonl").write_text("", encoding="utf-8")
+    main = runpy.run_path(str(ROOT / SCRIPT))["main"]
+    for argv, message in (
+        ([recipe], "texts.jsonl"),
+        ([tmp_path / "recpe.yaml"], "no such recipe; there are recipe.yaml"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["train.py", *map(str, argv)])
+        with pytest.raises(SystemExit):
+            run_recipe_main(main)
+        assert message in capsys.readouterr().err
