@@ -14,40 +14,53 @@ from hf_ext.ops.flash_attention import flash_attention
 from hf_ext.ops.mask_rule import Mask, MaskRule
 
 
-# keyword arguments of transformers' attention calls that change the scores
-SCORE_OPTIONS = ("softcap", "s_aux", "position_bias", "head_mask")
+# keyword arguments of transformers' attention calls that change the scores, and that no backend here computes yet
+UNSUPPORTED_OPTIONS = ("s_aux", "position_bias", "head_mask")
 
 
-def eager_attention_forward(module, query, key, value, attention_mask: Mask, scaling=None, dropout=0.0, **kwargs):
+def eager_attention_forward(module, query, key, value, attention_mask: Mask, **kwargs):
     """`eager_attention` behind transformers' signature; the only backend that returns its weights."""
-    refuse_unknown_options("eager", kwargs, known=("softcap",))
-    output, weights = eager_attention(
-        query,
-        key,
-        value,
-        mask=attention_mask,
-        is_causal=_is_causal(module, query, attention_mask, kwargs),
-        scaling=scaling,
-        softcap=kwargs.get("softcap"),
-        dropout=dropout,
-    )
+    options = attention_options("eager", module, query, attention_mask, **kwargs)
+    output, weights = eager_attention(query, key, value, **options)
     return output.transpose(1, 2).contiguous(), weights
 
 
-def tiled_attention_forward(module, query, key, value, attention_mask: Mask, scaling=None, dropout=0.0, **kwargs):
+def tiled_attention_forward(module, query, key, value, attention_mask: Mask, **kwargs):
     """`flash_attention` behind transformers' signature."""
-    refuse_unknown_options("hfx_tiled", kwargs, known=("softcap",))
-    output = flash_attention(
-        query,
-        key,
-        value,
-        mask=attention_mask,
-        is_causal=_is_causal(module, query, attention_mask, kwargs),
-        scaling=scaling,
-        softcap=kwargs.get("softcap"),
-        dropout=dropout,
-    )
-    return output.transpose(1, 2).contiguous(), None
+    options = attention_options("hfx_tiled", module, query, attention_mask, **kwargs)
+    return flash_attention(query, key, value, **options).transpose(1, 2).contiguous(), None
+
+
+def attention_options(
+    backend: str,
+    module,
+    query: torch.Tensor,
+    attention_mask: Mask,
+    *,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    is_causal: bool | None = None,
+    softcap: float | None = None,
+    **kwargs,
+) -> dict:
+    """What transformers passes to an attention call, as `eager_attention` and `flash_attention` take it.
+
+    Without a mask, causality is the module's own; a single query is the newest token and sees every key.
+
+    Raises:
+        ValueError: an option that changes the scores and that `backend` would ignore.
+    """
+    for name in UNSUPPORTED_OPTIONS:
+        if kwargs.get(name) is not None:
+            raise ValueError(f"attn_implementation={backend!r} does not support {name}; choose another implementation")
+    is_causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    return {
+        "mask": attention_mask,
+        "is_causal": is_causal and attention_mask is None and query.shape[2] > 1,
+        "scaling": scaling,
+        "softcap": softcap,
+        "dropout": dropout,
+    }
 
 
 def tiled_mask(
@@ -87,21 +100,6 @@ def tiled_mask(
         return visible if padding is None else visible & padding[batch, key]
 
     return MaskRule(rule, batch_size, q_length, kv_length, q_offset, kv_offset, device)
-
-
-def _is_causal(module, query: torch.Tensor, attention_mask: Mask, kwargs: dict) -> bool:
-    """Without a mask, causality is the module's own; a single query is the newest token and sees every key."""
-    if attention_mask is not None or query.shape[2] == 1:
-        return False
-    is_causal = kwargs.get("is_causal")
-    return getattr(module, "is_causal", True) if is_causal is None else is_causal
-
-
-def refuse_unknown_options(backend: str, options: dict, known: tuple[str, ...]) -> None:
-    """Raises ValueError if `options` holds something that changes the scores and that `backend` would ignore."""
-    for name in SCORE_OPTIONS:
-        if name not in known and options.get(name) is not None:
-            raise ValueError(f"attn_implementation={backend!r} does not support {name}; choose another implementation")
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ def write_recipe(folder: Path, **changes) -> Path:
     for section, values in changes.items():
         recipe[section] = {**recipe[section], **values}
     path = folder / "recipe.yaml"
-    path.write_text(yaml.safe_dump({k: v for k, v in recipe.items()}), encoding="utf-8")
+    path.write_text(yaml.safe_dump(recipe), encoding="utf-8")
     return path
 
 

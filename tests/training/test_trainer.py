@@ -146,6 +146,8 @@ def test_z_loss_needs_a_head_of_ours(tmp_path):
     from transformers import LlamaConfig, LlamaForCausalLM
 
     llama = LlamaForCausalLM(LlamaConfig(vocab_size=97, hidden_size=32, num_hidden_layers=1, num_attention_heads=4))
-    with pytest.raises(ValueError, match="z_loss_weight=0.1: LlamaForCausalLM has no language-modelling head of ours"):
+    with pytest.raises(
+        ValueError, match=r"z_loss_weight=0\.1: LlamaForCausalLM has no language-modelling head of ours"
+    ):
         make_trainer(tmp_path, model=llama, z_loss_weight=0.1)
     make_trainer(tmp_path, model=llama, max_steps=1).train()
