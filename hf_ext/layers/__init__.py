@@ -1,9 +1,17 @@
 """The parts: modules with explicit arguments, from which each model family is assembled."""
 
 from hf_ext.layers.attention import MultiHeadAttention
-from hf_ext.layers.blocks import BLOCKS, ParallelBlock, PostNormBlock, PreNormBlock, SandwichNormBlock
+from hf_ext.layers.blocks import (
+    BLOCKS,
+    ParallelBlock,
+    ParallelTwoNormsBlock,
+    PostNormBlock,
+    PreNormBlock,
+    ReorderedNormBlock,
+    SandwichNormBlock,
+)
 from hf_ext.layers.feed_forward import ACTIVATIONS, FEED_FORWARDS, FeedForward, GatedFeedForward
-from hf_ext.layers.norms import NORMS, LayerNorm, RMSNorm
+from hf_ext.layers.norms import NORMS, LayerNorm, RMSNorm, UnitOffsetRMSNorm
 from hf_ext.layers.rope import RoPE, RotaryEmbedding
 
 
@@ -17,10 +25,13 @@ __all__ = [
     "LayerNorm",
     "MultiHeadAttention",
     "ParallelBlock",
+    "ParallelTwoNormsBlock",
     "PostNormBlock",
     "PreNormBlock",
     "RMSNorm",
+    "ReorderedNormBlock",
     "RoPE",
     "RotaryEmbedding",
     "SandwichNormBlock",
+    "UnitOffsetRMSNorm",
 ]

@@ -26,13 +26,14 @@ class MultiHeadAttention(nn.Module):
         d_model: size of the input and output.
         num_heads: H. num_key_value_heads: K, divides H; default H.
         head_dim: D; default d_model / num_heads.
-        bias: whether the query, key, value and output matrices have one.
+        bias: whether the query, key and value matrices have one. output_bias: the output matrix; default as they.
         qk_norm: None, "head" (RMSNorm over each head's D, as in Qwen3) or "projection" (over all heads' H * D before
             they are split, as in OLMo2); Henry et al. 2020, arXiv 2010.04245. Applied before the rotation.
         norm_eps: of that norm.
         dropout: on the weights, in training.
-        scaling: on the scores; default D ** -0.5.
+        scaling: on the scores; default D ** -0.5. softcap: bound on the absolute scores.
         is_causal: whether a token sees only itself and what came before, where no mask says so.
+        sliding_window: tokens that a query sees, itself included; default all before it.
         layer_idx: which layer of the cache is this one's.
         rope_interleave: rotate neighbouring dims instead of halves.
     """
@@ -45,11 +46,14 @@ class MultiHeadAttention(nn.Module):
         num_key_value_heads: int | None = None,
         head_dim: int | None = None,
         bias: bool = False,
+        output_bias: bool | None = None,
         qk_norm: str | None = None,
         norm_eps: float = 1e-6,
         dropout: float = 0.0,
         scaling: float | None = None,
+        softcap: float | None = None,
         is_causal: bool = True,
+        sliding_window: int | None = None,
         layer_idx: int | None = None,
         rope_interleave: bool = False,
     ):
@@ -60,14 +64,16 @@ class MultiHeadAttention(nn.Module):
         self.num_key_value_groups = num_heads // num_key_value_heads
         self.scaling = self.head_dim**-0.5 if scaling is None else scaling
         self.attention_dropout = dropout
+        self.softcap = softcap
         self.is_causal = is_causal
+        self.sliding_window = sliding_window
         self.layer_idx = layer_idx
         self.rope_interleave = rope_interleave
 
         self.q_proj = nn.Linear(d_model, num_heads * self.head_dim, bias=bias)
         self.k_proj = nn.Linear(d_model, num_key_value_heads * self.head_dim, bias=bias)
         self.v_proj = nn.Linear(d_model, num_key_value_heads * self.head_dim, bias=bias)
-        self.o_proj = nn.Linear(num_heads * self.head_dim, d_model, bias=bias)
+        self.o_proj = nn.Linear(num_heads * self.head_dim, d_model, bias=bias if output_bias is None else output_bias)
         self.qk_norm = qk_norm
         if qk_norm is not None:
             if qk_norm not in QK_NORMS:
@@ -103,6 +109,9 @@ class MultiHeadAttention(nn.Module):
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
 
+        for name in ("softcap", "sliding_window"):  # given only where there is one: not every backend knows them
+            if getattr(self, name) is not None:
+                kwargs[name] = getattr(self, name)
         output, weights = attention_interface(
             self,
             query,

@@ -78,6 +78,18 @@ class SandwichNormBlock(TransformerBlock):
         return x
 
 
+class ReorderedNormBlock(TransformerBlock):
+    """x = x + Norm(Attn(x));  x = x + Norm(MLP(x)).  OLMo2, arXiv 2501.00656; Liu et al. 2021, arXiv 2111.09883."""
+
+    norm_names = ("post_attention_layernorm", "post_feedforward_layernorm")
+
+    def forward(self, hidden_states: torch.Tensor, **kwargs) -> torch.Tensor:
+        x = hidden_states
+        x = x + self.dropout(self.post_attention_layernorm(self.attend(x, **kwargs)))
+        x = x + self.dropout(self.post_feedforward_layernorm(self.mlp(x)))
+        return x
+
+
 class ParallelBlock(TransformerBlock):
     """x = x + Attn(Norm(x)) + MLP(Norm(x)), one norm for both.  Phi, GPT-J; PaLM, arXiv 2204.02311, sec. 2."""
 
@@ -89,9 +101,22 @@ class ParallelBlock(TransformerBlock):
         return x + self.dropout(self.attend(normed, **kwargs)) + self.dropout(self.mlp(normed))
 
 
+class ParallelTwoNormsBlock(TransformerBlock):
+    """x = x + Attn(Norm(x)) + MLP(Norm'(x)).  GPT-NeoX; Black et al. 2022, arXiv 2204.06745, sec. 2.1."""
+
+    norm_names = ("input_layernorm", "post_attention_layernorm")
+
+    def forward(self, hidden_states: torch.Tensor, **kwargs) -> torch.Tensor:
+        x = hidden_states
+        attended = self.dropout(self.attend(self.input_layernorm(x), **kwargs))
+        return x + attended + self.dropout(self.mlp(self.post_attention_layernorm(x)))
+
+
 BLOCKS: dict[str, type[TransformerBlock]] = {
     "pre_norm": PreNormBlock,
     "post_norm": PostNormBlock,
     "sandwich": SandwichNormBlock,
+    "reordered_norm": ReorderedNormBlock,
     "parallel": ParallelBlock,
+    "parallel_two_norms": ParallelTwoNormsBlock,
 }

@@ -28,6 +28,27 @@ class RMSNorm(nn.Module):
         return f"{self.weight.shape[0]}, eps={self.eps}"
 
 
+class UnitOffsetRMSNorm(nn.Module):
+    """y = (1 + weight) * x / sqrt(mean(x²) + eps), all of it in fp32; Gemma Team 2024, arXiv 2403.08295.
+
+    The weight starts at 0, so that weight decay pulls the factor towards 1.
+    """
+
+    def __init__(self, dim: int, *, eps: float = 1e-6):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(dim))
+        self.eps = eps
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """(..., dim) -> (..., dim)."""
+        x = hidden_states.to(torch.promote_types(hidden_states.dtype, torch.float32))
+        x = x * torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + self.eps)
+        return ((1 + self.weight.to(x.dtype)) * x).to(hidden_states.dtype)
+
+    def extra_repr(self) -> str:
+        return f"{self.weight.shape[0]}, eps={self.eps}"
+
+
 class LayerNorm(nn.Module):
     """y = weight * (x - mean) / sqrt(variance + eps) + bias; Ba et al. 2016, arXiv 1607.06450, eq. 3.
 
@@ -51,4 +72,8 @@ class LayerNorm(nn.Module):
         return f"{self.weight.shape[0]}, eps={self.eps}, bias={self.bias is not None}"
 
 
-NORMS: dict[str, type[nn.Module]] = {"rmsnorm": RMSNorm, "layernorm": LayerNorm}
+NORMS: dict[str, type[nn.Module]] = {
+    "rmsnorm": RMSNorm,
+    "rmsnorm_unit_offset": UnitOffsetRMSNorm,
+    "layernorm": LayerNorm,
+}

@@ -4,9 +4,13 @@ import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers import initialization as init
+from transformers.utils import logging
 
+from hf_ext.layers.norms import UnitOffsetRMSNorm
 from hf_ext.layers.rope import RotaryEmbedding
 
+
+logger = logging.get_logger(__name__)
 
 # what says where and how to fetch a file; passed on when the config is read ahead of the weights
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
@@ -23,9 +27,33 @@ class HfxPreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
     _can_compile_fullgraph = True
 
+    def _sdpa_can_dispatch(self, is_init_check: bool = False) -> bool:
+        """Whether `sdpa` computes what the config asks for.
+
+        Raises:
+            ValueError: it doesn't; transformers passes it on where `sdpa` was asked for by name.
+        """
+        for name in ("attn_logit_softcapping",):
+            value = getattr(self.config, name, None)
+            if value is not None:
+                raise ValueError(
+                    f"attn_implementation='sdpa' does not support {name}={value}; choose eager, hfx_tiled or flex_attention"
+                )
+        return super()._sdpa_can_dispatch(is_init_check)
+
+    def get_correct_attn_implementation(self, requested_attention: str | None, is_init_check: bool = False) -> str:
+        """As transformers', but what takes the place of an `sdpa` that nobody asked for is `hfx_tiled`, not `eager`."""
+        found = super().get_correct_attn_implementation(requested_attention, is_init_check)
+        if requested_attention is None and found == "eager":
+            logger.warning_once(f"{type(self).__name__}: sdpa can't compute this configuration; using hfx_tiled")
+            return "hfx_tiled"
+        return found
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)  # normal(0, initializer_range) matrices and embeddings, norms of one
+        if isinstance(module, UnitOffsetRMSNorm):
+            init.zeros_(module.weight)
         if isinstance(module, RotaryEmbedding):
             # non-persistent: from_pretrained hands the buffer over uninitialised
             init.copy_(module.inv_freq, module.frequencies()[0])

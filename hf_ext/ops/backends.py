@@ -11,7 +11,7 @@ import torch
 
 from hf_ext.ops.eager_attention import eager_attention
 from hf_ext.ops.flash_attention import flash_attention
-from hf_ext.ops.mask_rule import Mask, MaskRule
+from hf_ext.ops.mask_rule import Mask, MaskRule, sliding_window_rule
 
 
 # keyword arguments of transformers' attention calls that change the scores, and that no backend here computes yet
@@ -20,14 +20,14 @@ UNSUPPORTED_OPTIONS = ("s_aux", "position_bias", "head_mask")
 
 def eager_attention_forward(module, query, key, value, attention_mask: Mask, **kwargs):
     """`eager_attention` behind transformers' signature; the only backend that returns its weights."""
-    options = attention_options("eager", module, query, attention_mask, **kwargs)
+    options = attention_options("eager", module, query, key, attention_mask, **kwargs)
     output, weights = eager_attention(query, key, value, **options)
     return output.transpose(1, 2).contiguous(), weights
 
 
 def tiled_attention_forward(module, query, key, value, attention_mask: Mask, **kwargs):
     """`flash_attention` behind transformers' signature."""
-    options = attention_options("hfx_tiled", module, query, attention_mask, **kwargs)
+    options = attention_options("hfx_tiled", module, query, key, attention_mask, **kwargs)
     return flash_attention(query, key, value, **options).transpose(1, 2).contiguous(), None
 
 
@@ -35,17 +35,20 @@ def attention_options(
     backend: str,
     module,
     query: torch.Tensor,
+    key: torch.Tensor,
     attention_mask: Mask,
     *,
     scaling: float | None = None,
     dropout: float = 0.0,
     is_causal: bool | None = None,
     softcap: float | None = None,
+    sliding_window: int | None = None,
     **kwargs,
 ) -> dict:
     """What transformers passes to an attention call, as `eager_attention` and `flash_attention` take it.
 
-    Without a mask, causality is the module's own; a single query is the newest token and sees every key.
+    Without a mask, causality and window are the module's own; a single query is the newest token and sees every key that
+    the cache has kept.
 
     Raises:
         ValueError: an option that changes the scores and that `backend` would ignore.
@@ -54,9 +57,12 @@ def attention_options(
         if kwargs.get(name) is not None:
             raise ValueError(f"attn_implementation={backend!r} does not support {name}; choose another implementation")
     is_causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    is_causal = is_causal and attention_mask is None and query.shape[2] > 1
+    if is_causal and sliding_window is not None and key.shape[2] > sliding_window:
+        attention_mask = sliding_window_rule(query.shape[0], query.shape[2], key.shape[2], sliding_window, query.device)
     return {
         "mask": attention_mask,
-        "is_causal": is_causal and attention_mask is None and query.shape[2] > 1,
+        "is_causal": is_causal,
         "scaling": scaling,
         "softcap": softcap,
         "dropout": dropout,

@@ -14,6 +14,7 @@ from hf_ext.layers import (
     RMSNorm,
     RoPE,
     RotaryEmbedding,
+    UnitOffsetRMSNorm,
 )
 
 
@@ -29,12 +30,15 @@ def x(*shape, dtype=torch.float32):
 def test_norms_are_torch_s(dtype):
     for ours, theirs in (
         (RMSNorm(12, eps=1e-3), nn.RMSNorm(12, eps=1e-3)),
+        (UnitOffsetRMSNorm(12, eps=1e-3), nn.RMSNorm(12, eps=1e-3)),
         (LayerNorm(12, eps=1e-3), nn.LayerNorm(12, eps=1e-3)),
         (LayerNorm(12, eps=1e-3, bias=False), nn.LayerNorm(12, eps=1e-3, bias=False)),
     ):
         for p in ours.parameters():
             nn.init.normal_(p)
         theirs.load_state_dict(ours.state_dict())
+        if isinstance(ours, UnitOffsetRMSNorm):
+            theirs.weight.data += 1
         states = x(2, 5, 12, dtype=dtype) * 3
         got = ours.to(dtype)(states)
         assert got.dtype == dtype
@@ -134,10 +138,16 @@ def test_blocks_read_like_their_equations():
     expected["post_norm"] = n(a + 3 * a)
     a = states + n(2 * n(states))
     expected["sandwich"] = a + n(3 * n(a))
+    a = states + n(2 * states)
+    expected["reordered_norm"] = a + n(3 * a)
     expected["parallel"] = states + 2 * n(states) + 3 * n(states)
+    expected["parallel_two_norms"] = expected["parallel"]
     assert expected.keys() == BLOCKS.keys()
     for name, block in BLOCKS.items():
         torch.testing.assert_close(block(Double(), triple, norm)(states), expected[name], atol=1e-5, rtol=1e-5)
+    two = BLOCKS["parallel_two_norms"](Double(), triple, norm)
+    two.post_attention_layernorm.weight.data *= 5
+    torch.testing.assert_close(two(states), states + 2 * n(states) + 15 * n(states), atol=1e-5, rtol=1e-5)
 
 
 def test_rotary_embedding_keeps_its_frequencies_in_fp32():

@@ -77,14 +77,50 @@ VARIANTS = {
     },
 }
 
+VARIANTS |= {
+    "sliding window, reordered norm, biases": {
+        "sliding_window": 4,
+        "block_type": "reordered_norm",
+        "qk_norm": "projection",
+        "attention_bias": True,
+        "attention_output_bias": False,
+        "lm_head_bias": True,
+    },
+    "local and global, softcaps, unit offset norms, scaled embeddings": {
+        "sliding_window": 4,
+        "layer_types": ["sliding_attention", "full_attention"],
+        "block_type": "sandwich",
+        "norm_type": "rmsnorm_unit_offset",
+        "attn_logit_softcapping": 2.0,
+        "final_logit_softcapping": 5.0,
+        "query_pre_attn_scalar": 20,
+        "embedding_multiplier": 32**0.5,
+        "num_key_value_heads": 2,
+    },
+    "rotary by layer type, none in the global layers, two parallel norms": {
+        "sliding_window": 5,
+        "layer_types": ["full_attention", "sliding_attention"],
+        "rope_parameters": {"full_attention": None, "sliding_attention": {"rope_type": "default", "rope_theta": 50.0}},
+        "block_type": "parallel_two_norms",
+    },
+}
+
 ATTENTIONS = ("eager", "sdpa", "hfx_tiled")
+
+
+def attentions_for(options: dict) -> tuple[str, ...]:
+    """The implementations that can compute a variant; that the others refuse is tested with the nonsense."""
+    return tuple(a for a in ATTENTIONS if a != "sdpa" or "attn_logit_softcapping" not in options)
+
+
+CASES = {f"{name} ({a})": (options, a) for name, options in VARIANTS.items() for a in attentions_for(options)}
 
 
 def make_config(**options) -> HfxDecoderConfig:
     return HfxDecoderConfig(**{**SIZES, **options})
 
 
-def make_model(attention: str = "sdpa", seed: int = 0, **options) -> HfxDecoderForCausalLM:
+def make_model(attention: str | None = None, seed: int = 0, **options) -> HfxDecoderForCausalLM:
     """A model in eval mode. The same seed gives the same weights whatever the attention."""
     torch.manual_seed(seed)
     config = make_config(**options)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from models.decoder_grid import ATTENTIONS, VARIANTS, make_model, tokens
+from models.decoder_grid import ATTENTIONS, CASES, VARIANTS, attentions_for, make_model, tokens
 from transformers import DynamicCache, StaticCache
 
 
@@ -11,6 +11,7 @@ TOLERANCE = {"atol": 2e-5, "rtol": 1e-5}
 
 LENGTH_DEPENDENT = ("dynamic", "longrope")  # trained length 8 in the grid
 over_variants = pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS)
+over_cases = pytest.mark.parametrize(("options", "attention"), CASES.values(), ids=CASES)
 over_attentions = pytest.mark.parametrize("attention", ATTENTIONS)
 
 
@@ -26,8 +27,7 @@ def step_by_step(model, ids, cache, prefill=5, **kwargs):
     return torch.stack(logits, dim=1)
 
 
-@over_variants
-@over_attentions
+@over_cases
 @torch.no_grad()
 def test_cached_equals_uncached_equals_static(options, attention):
     # up to the trained length where frequencies depend on it: beyond, see test_cache_at_other_frequencies
@@ -39,8 +39,7 @@ def test_cached_equals_uncached_equals_static(options, attention):
     torch.testing.assert_close(static, expected, **TOLERANCE)
 
 
-@over_variants
-@over_attentions
+@over_cases
 @torch.no_grad()
 def test_going_on_from_a_cache(options, attention):
     model, ids = make_model(attention, **options), tokens(T=8 if depends_on_length(options) else 17)
@@ -68,8 +67,7 @@ def test_cache_at_other_frequencies_is_refused_and_generate_starts_over(rule):
     assert torch.equal(model.generate(ids[:1, 3:6], **kwargs)[0, 3:], expected[0, 6:])
 
 
-@over_variants
-@over_attentions
+@over_cases
 @torch.no_grad()
 def test_left_padding_changes_nothing(options, attention):
     model, ids = make_model(attention, **options), tokens(B=1, T=11)
@@ -123,6 +121,8 @@ def test_sampling_and_beam_don_t_see_the_cache(attention, kwargs):
 @torch.no_grad()
 def test_packed_rows_keep_documents_apart(attention):
     for name, options in VARIANTS.items():
+        if attention not in attentions_for(options):
+            continue
         model, a, b = make_model(attention, **options), tokens(B=1, T=9), tokens(B=1, T=12, seed=1)
         positions = torch.cat([torch.arange(9), torch.arange(12)])[None]
         packed = model(torch.cat([a, b], dim=1), position_ids=positions).logits

@@ -23,7 +23,7 @@ from models.decoder_grid import make_config, make_model, tokens
         ({"rope_parameters": {"rope_type": "linear"}}, "factor"),
         ({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.4}}, "rotary"),
         ({"block_type": "prenorm"}, "block_type='prenorm': must be one of .*did you mean 'pre_norm'"),
-        ({"norm_type": "rms"}, "norm_type='rms': must be one of rmsnorm, layernorm"),
+        ({"norm_type": "rms"}, "norm_type='rms': must be one of rmsnorm, "),
         ({"mlp_type": "gate"}, "mlp_type='gate': must be one of .*did you mean 'gated'"),
         ({"hidden_act": "swish"}, "hidden_act='swish': must be one of"),
         ({"qk_norm": "heads"}, "qk_norm='heads': must be one of .*did you mean 'head'"),
@@ -35,6 +35,13 @@ from models.decoder_grid import make_config, make_model, tokens
         ({"final_logit_softcapping": 0.0}, "final_logit_softcapping=0.0: must be above 0"),
         ({"pad_token_id": 97}, r"pad_token_id=97: must be None or a token of the vocabulary 0..96"),
         ({"eos_token_id": [1, 200]}, "eos_token_id=200"),
+        ({"layer_types": ["full_attention"]}, "layer_types: 1 names for num_hidden_layers=2; give one a layer"),
+        ({"layer_types": ["full", "full"]}, "layer_types='full': must be one of full_attention, sliding_attention"),
+        ({"layer_types": ["sliding_attention"] * 2}, "sliding_window=None: must be given where layer_types has"),
+        ({"layer_types": ["full_attention"] * 2, "sliding_window": 3}, "sliding_window=3: must be given where"),
+        ({"sliding_window": 0}, "sliding_window=0: must be above 0"),
+        ({"attn_logit_softcapping": -1.0}, "attn_logit_softcapping=-1.0: must be above 0"),
+        ({"query_pre_attn_scalar": 0}, "query_pre_attn_scalar=0: must be above 0"),
     ],
     ids=str,
 )
@@ -88,6 +95,15 @@ def test_forward(kwargs, message, training):
 def test_unknown_attention_is_refused():
     with pytest.raises(ValueError, match="hfx_tield"):
         make_model().set_attn_implementation("hfx_tield")
+
+
+def test_attention_that_can_t_compute_the_config_is_refused_by_name():
+    with pytest.raises(ValueError, match=r"attn_implementation='sdpa' does not support attn_logit_softcapping=2\.0"):
+        make_model("sdpa", attn_logit_softcapping=2.0)
+    model = make_model(None, attn_logit_softcapping=2.0)
+    assert model.config._attn_implementation == "hfx_tiled"
+    with pytest.raises(ValueError, match="attn_implementation='sdpa' does not support"):
+        model.set_attn_implementation("sdpa")
 
 
 def test_option_a_backend_would_ignore_is_refused():

@@ -12,6 +12,7 @@ from hf_ext.ops.rotary import check_rope_parameters
 
 
 POSITIONS = ("rope", "none")
+LAYER_TYPES = ("full_attention", "sliding_attention")
 
 
 @strict
@@ -26,15 +27,22 @@ class HfxDecoderConfig(PretrainedConfig):
         num_hidden_layers, num_attention_heads: counts.
         num_key_value_heads: default num_attention_heads; 1 is multi-query attention.
         head_dim: default hidden_size / num_attention_heads.
-        block_type: "pre_norm", "post_norm", "sandwich" or "parallel", see `hf_ext/layers/blocks.py`.
-        norm_type: "rmsnorm" or "layernorm". norm_eps: added to the mean square or variance.
+        block_type: wiring of a block by its name in `hf_ext/layers/blocks.py`: "pre_norm", "post_norm", "sandwich", …
+        norm_type: "rmsnorm", "rmsnorm_unit_offset" or "layernorm". norm_eps: added to the mean square or variance.
         mlp_type: "gated" (SwiGLU with silu, GeGLU with gelu) or "plain". hidden_act: its activation.
         qk_norm: None, "head" or "projection", see `MultiHeadAttention`.
         position_embedding_type: "rope", or "none" (causality alone tells the order).
-        rope_parameters: transformers' dict (rope_type, rope_theta, factor, …).
+        rope_parameters: transformers' dict (rope_type, rope_theta, factor, …), or one for each layer type, by its name;
+            None in place of a dict: no positions in those layers.
         rope_interleave: rotate neighbouring dims (GPT-J) instead of halves (Llama).
         max_position_embeddings: tokens in a row the model is made for.
-        attention_bias, mlp_bias: biases of the matrices. norm_bias: of LayerNorms.
+        attention_bias, attention_output_bias (default attention_bias), mlp_bias, lm_head_bias: biases of the matrices.
+        norm_bias: of LayerNorms.
+        query_pre_attn_scalar: scores are divided by its root; default head_dim.
+        attn_logit_softcapping: c in c * tanh(scores / c); None for none.
+        sliding_window: tokens that a query sees, itself included, in the layers that `layer_types` calls
+            "sliding_attention" (the others: "full_attention"); without `layer_types` in all layers.
+        embedding_multiplier: factor on the embeddings; Gemma's is hidden_size ** 0.5.
         attention_dropout, hidden_dropout, embedding_dropout: probabilities in training.
         final_logit_softcapping: c in c * tanh(logits / c); None for none.
         initializer_range: standard deviation of new matrices.
@@ -77,6 +85,13 @@ class HfxDecoderConfig(PretrainedConfig):
     hidden_act: str = "silu"
     mlp_bias: bool = False
     attention_bias: bool = False
+    attention_output_bias: bool | None = None
+    lm_head_bias: bool = False
+    query_pre_attn_scalar: float | int | None = None
+    attn_logit_softcapping: float | int | None = None
+    sliding_window: int | None = None
+    layer_types: list[str] | None = None
+    embedding_multiplier: float | int | None = None
     qk_norm: str | None = None
     position_embedding_type: str = "rope"
     rope_parameters: dict | None = None
@@ -102,9 +117,20 @@ class HfxDecoderConfig(PretrainedConfig):
         if self.intermediate_size is None:
             gated = -(-self.hidden_size * 8 // 3 // 64) * 64
             self.intermediate_size = gated if self.mlp_type == "gated" else 4 * self.hidden_size
+        if self.layer_types is None:
+            every = "full_attention" if self.sliding_window is None else "sliding_attention"
+            self.layer_types = [every] * self.num_hidden_layers
         super().__post_init__(**kwargs)
         if self.position_embedding_type == "rope":
-            check_rope_parameters(self.rope_parameters, self.head_dim, self.max_position_embeddings)
+            for rope_parameters in self.rope_parameters_by_layer_type().values():
+                if rope_parameters is not None:
+                    check_rope_parameters(rope_parameters, self.head_dim, self.max_position_embeddings)
+
+    def rope_parameters_by_layer_type(self) -> dict[str, dict | None]:
+        """Layer type -> its rope_parameters."""
+        kinds = sorted(set(self.layer_types))
+        nested = any(kind in self.rope_parameters for kind in LAYER_TYPES)
+        return {kind: self.rope_parameters.get(kind) if nested else self.rope_parameters for kind in kinds}
 
     def validate_architecture(self):
         """Runs at creation and again whenever the config is saved."""
@@ -135,6 +161,11 @@ class HfxDecoderConfig(PretrainedConfig):
             probability = getattr(self, name)
             if not 0 <= probability < 1:
                 raise ValueError(f"{name}={probability}: must be at least 0 and below 1")
+        self._validate_layer_types()
+        for name in ("query_pre_attn_scalar", "attn_logit_softcapping", "embedding_multiplier", "sliding_window"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ValueError(f"{name}={value}: must be above 0, or None for none")
         if self.norm_eps <= 0:
             raise ValueError(f"norm_eps={self.norm_eps}: must be above 0")
         if self.initializer_range < 0:
@@ -150,6 +181,22 @@ class HfxDecoderConfig(PretrainedConfig):
                     raise ValueError(
                         f"{name}={token}: must be None or a token of the vocabulary 0..{self.vocab_size - 1}"
                     )
+
+    def _validate_layer_types(self) -> None:
+        if self.layer_types is None:
+            return
+        for layer_type in self.layer_types:
+            check_choice("layer_types", layer_type, LAYER_TYPES)
+        if len(self.layer_types) != self.num_hidden_layers:
+            raise ValueError(
+                f"layer_types: {len(self.layer_types)} names for num_hidden_layers={self.num_hidden_layers}; "
+                "give one a layer"
+            )
+        if ("sliding_attention" in self.layer_types) != (self.sliding_window is not None):
+            raise ValueError(
+                f"sliding_window={self.sliding_window}: must be given where layer_types has 'sliding_attention', "
+                "and only there"
+            )
 
 
 __all__ = ["HfxDecoderConfig"]

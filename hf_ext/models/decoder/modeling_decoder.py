@@ -10,7 +10,7 @@ from functools import partial
 import torch
 from torch import nn
 from transformers import DynamicCache, GenerationMixin
-from transformers.masking_utils import create_causal_mask
+from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import can_return_tuple
@@ -20,7 +20,7 @@ from transformers.utils.output_capturing import capture_outputs
 from hf_ext.layers.attention import MultiHeadAttention
 from hf_ext.layers.blocks import BLOCKS, PostNormBlock, TransformerBlock
 from hf_ext.layers.feed_forward import FEED_FORWARDS
-from hf_ext.layers.norms import LayerNorm, RMSNorm
+from hf_ext.layers.norms import NORMS, LayerNorm
 from hf_ext.layers.rope import RotaryEmbedding
 from hf_ext.models.decoder.configuration_decoder import HfxDecoderConfig
 from hf_ext.models.language_modeling_head import LanguageModelingHead
@@ -33,7 +33,7 @@ def decoder_norm(config: HfxDecoderConfig) -> nn.Module:
     """The config's norm over the residual stream."""
     if config.norm_type == "layernorm":
         return LayerNorm(config.hidden_size, eps=config.norm_eps, bias=config.norm_bias)
-    return RMSNorm(config.hidden_size, eps=config.norm_eps)
+    return NORMS[config.norm_type](config.hidden_size, eps=config.norm_eps)
 
 
 def decoder_block(config: HfxDecoderConfig, layer_idx: int) -> TransformerBlock:
@@ -44,9 +44,13 @@ def decoder_block(config: HfxDecoderConfig, layer_idx: int) -> TransformerBlock:
         num_key_value_heads=config.num_key_value_heads,
         head_dim=config.head_dim,
         bias=config.attention_bias,
+        output_bias=config.attention_output_bias,
         qk_norm=config.qk_norm,
         norm_eps=config.norm_eps,
         dropout=config.attention_dropout,
+        scaling=None if config.query_pre_attn_scalar is None else config.query_pre_attn_scalar**-0.5,
+        softcap=config.attn_logit_softcapping,
+        sliding_window=config.sliding_window if config.layer_types[layer_idx] == "sliding_attention" else None,
         layer_idx=layer_idx,
         rope_interleave=config.rope_interleave,
     )
@@ -76,14 +80,16 @@ class HfxDecoderModel(HfxDecoderPreTrainedModel):
         self.layers = nn.ModuleList(decoder_block(config, i) for i in range(config.num_hidden_layers))
         # a post-norm stack ends in a norm already
         self.norm = nn.Identity() if BLOCKS[config.block_type] is PostNormBlock else decoder_norm(config)
-        self.rotary_emb = None
+        self.rotary_emb = nn.ModuleDict()  # by layer type; a type without has no positions
         if config.position_embedding_type == "rope":
-            self.rotary_emb = RotaryEmbedding(
-                config.head_dim,
-                config.max_position_embeddings,
-                interleaved=config.rope_interleave,
-                rope_parameters=config.rope_parameters,
-            )
+            for kind, rope_parameters in config.rope_parameters_by_layer_type().items():
+                if rope_parameters is not None:
+                    self.rotary_emb[kind] = RotaryEmbedding(
+                        config.head_dim,
+                        config.max_position_embeddings,
+                        interleaved=config.rope_interleave,
+                        rope_parameters=rope_parameters,
+                    )
         self.gradient_checkpointing = False
         self.post_init()
 
@@ -125,30 +131,24 @@ class HfxDecoderModel(HfxDecoderPreTrainedModel):
             check_cached_frequencies(self.rotary_emb, past_key_values, position_ids)
 
         # made before a new cache is: transformers looks for packed rows only where there is none yet
-        mask = attention_mask
-        if not isinstance(attention_mask, MaskRule):
-            mask = create_causal_mask(
-                config=self.config,
-                inputs_embeds=inputs_embeds,
-                attention_mask=attention_mask,
-                past_key_values=past_key_values,
-                position_ids=position_ids,
-            )
+        masks = self._masks(inputs_embeds, attention_mask, past_key_values, position_ids)
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
 
-        hidden_states = self.embedding_dropout(inputs_embeds)
-        position_embeddings = None
-        if self.rotary_emb is not None:
-            position_embeddings = self.rotary_emb(position_ids, dtype=hidden_states.dtype)
+        hidden_states = inputs_embeds
+        if self.config.embedding_multiplier is not None:
+            # rounded to the states' dtype before it multiplies, as Gemma does
+            hidden_states = hidden_states * torch.tensor(self.config.embedding_multiplier, dtype=hidden_states.dtype)
+        hidden_states = self.embedding_dropout(hidden_states)
+        angles = {kind: rope(position_ids, dtype=hidden_states.dtype) for kind, rope in self.rotary_emb.items()}
         attention_interface = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
-        for block in self.layers:
+        for kind, block in zip(self.config.layer_types, self.layers, strict=True):
             hidden_states = block(
                 hidden_states,
-                attention_mask=mask,
-                position_embeddings=position_embeddings,
+                attention_mask=masks[kind],
+                position_embeddings=angles.get(kind),
                 position_ids=position_ids,
                 past_key_values=past_key_values,
                 use_cache=use_cache,
@@ -156,6 +156,25 @@ class HfxDecoderModel(HfxDecoderPreTrainedModel):
                 **kwargs,
             )
         return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values)
+
+    def _masks(self, inputs_embeds, attention_mask, past_key_values, position_ids) -> dict[str, torch.Tensor]:
+        """The mask of each layer type, as the attention implementation takes it."""
+        kinds = set(self.config.layer_types)
+        if isinstance(attention_mask, dict):  # made by generate already
+            return attention_mask
+        if isinstance(attention_mask, MaskRule):
+            return dict.fromkeys(kinds, attention_mask)
+        makers = {"full_attention": create_causal_mask, "sliding_attention": create_sliding_window_causal_mask}
+        return {
+            kind: makers[kind](
+                config=self.config,
+                inputs_embeds=inputs_embeds,
+                attention_mask=attention_mask,
+                past_key_values=past_key_values,
+                position_ids=position_ids,
+            )
+            for kind in kinds
+        }
 
 
 def default_position_ids(attention_mask, past_key_values, num_tokens: int, device) -> torch.Tensor:
@@ -166,17 +185,26 @@ def default_position_ids(attention_mask, past_key_values, num_tokens: int, devic
     return (torch.arange(num_tokens, device=device) + past).unsqueeze(0)
 
 
-def check_cached_frequencies(rotary_emb: RotaryEmbedding | None, past_key_values, position_ids: torch.Tensor) -> None:
+def changing_frequencies(rotary_emb: nn.ModuleDict, cached_lengths, lengths) -> str | None:
+    """The rule of `rotary_emb` under which documents grown from `cached_lengths` to `lengths` turn anew, or None."""
+    for rope in rotary_emb.values():
+        if rope.depends_on_length and bool(rope.frequencies_change(cached_lengths, lengths).any()):
+            return rope.rope_parameters["rope_type"]
+    return None
+
+
+def check_cached_frequencies(rotary_emb: nn.ModuleDict, past_key_values, position_ids: torch.Tensor) -> None:
     """Raises ValueError where the rule has changed the frequencies since the cache was filled (values on CPU only)."""
-    if rotary_emb is None or not rotary_emb.depends_on_length or not can_look_at(position_ids):
+    if not any(rope.depends_on_length for rope in rotary_emb.values()) or not can_look_at(position_ids):
         return
     if int(past_key_values.get_seq_length()) == 0:
         return
     cached, lengths = position_ids.amin(dim=-1), position_ids.amax(dim=-1) + 1
-    if rotary_emb.frequencies_change(cached, lengths).any():
+    rule = changing_frequencies(rotary_emb, cached, lengths)
+    if rule is not None:
         raise ValueError(
-            f"past_key_values: {int(cached.max())} tokens were cached at other frequencies than rope_type="
-            f"{rotary_emb.rope_parameters['rope_type']!r} gives {int(lengths.max())}; pass all tokens without a cache, or "
+            f"past_key_values: {int(cached.max())} tokens were cached at other frequencies than rope_type={rule!r} gives "
+            f"{int(lengths.max())}; pass all tokens without a cache, or "
             "use generate, which does"
         )
 
@@ -192,7 +220,7 @@ class HfxDecoderForCausalLM(LanguageModelingHead, HfxDecoderPreTrainedModel, Gen
         super().__init__(config)
         self.model = HfxDecoderModel(config)
         self.vocab_size = config.vocab_size
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=config.lm_head_bias)
         self.post_init()
 
     def prepare_inputs_for_generation(
@@ -200,15 +228,16 @@ class HfxDecoderForCausalLM(LanguageModelingHead, HfxDecoderPreTrainedModel, Gen
     ):
         """As transformers', but where the rotary rule changes its frequencies, all tokens go through again."""
         rotary_emb, cached = self.model.rotary_emb, 0
-        if rotary_emb is not None and rotary_emb.depends_on_length and past_key_values is not None:
+        if past_key_values is not None and any(rope.depends_on_length for rope in rotary_emb.values()):
             cached = int(past_key_values.get_seq_length())
         if cached:
             position_ids = default_position_ids(attention_mask, None, input_ids.shape[1], input_ids.device)
             lengths = position_ids[:, -1] + 1
-            if rotary_emb.frequencies_change(lengths - (input_ids.shape[1] - cached), lengths).any():
+            rule = changing_frequencies(rotary_emb, lengths - (input_ids.shape[1] - cached), lengths)
+            if rule is not None:
                 if input_ids.shape[1] <= cached:
                     raise ValueError(
-                        f"inputs_embeds: rope_type={rotary_emb.rope_parameters['rope_type']!r} changes its frequencies "
+                        f"inputs_embeds: rope_type={rule!r} changes its frequencies "
                         "here and needs the prompt again; generate from input_ids"
                     )
                 past_key_values.reset()
