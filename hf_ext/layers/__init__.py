@@ -12,6 +12,7 @@ from hf_ext.layers.blocks import (
 )
 from hf_ext.layers.feed_forward import ACTIVATIONS, FEED_FORWARDS, FeedForward, GatedFeedForward
 from hf_ext.layers.norms import NORMS, LayerNorm, RMSNorm, UnitOffsetRMSNorm
+from hf_ext.layers.positional_encoding import AlibiBias, LearnedPositions, RelativeBias, SinusoidalPositions
 from hf_ext.layers.rope import RoPE, RotaryEmbedding
 
 
@@ -20,18 +21,22 @@ __all__ = [
     "BLOCKS",
     "FEED_FORWARDS",
     "NORMS",
+    "AlibiBias",
     "FeedForward",
     "GatedFeedForward",
     "LayerNorm",
+    "LearnedPositions",
     "MultiHeadAttention",
     "ParallelBlock",
     "ParallelTwoNormsBlock",
     "PostNormBlock",
     "PreNormBlock",
     "RMSNorm",
+    "RelativeBias",
     "ReorderedNormBlock",
     "RoPE",
     "RotaryEmbedding",
     "SandwichNormBlock",
+    "SinusoidalPositions",
     "UnitOffsetRMSNorm",
 ]

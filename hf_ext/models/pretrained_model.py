@@ -43,6 +43,12 @@ class HfxPreTrainedModel(PreTrainedModel):
 
     def get_correct_attn_implementation(self, requested_attention: str | None, is_init_check: bool = False) -> str:
         """As transformers', but what takes the place of an `sdpa` that nobody asked for is `hfx_tiled`, not `eager`."""
+        positions = getattr(self.config, "position_embedding_type", None)
+        if positions in ("alibi", "relative") and "flash" in (requested_attention or ""):
+            raise ValueError(
+                f"attn_implementation={requested_attention!r} does not support position_embedding_type={positions!r}; "
+                "choose eager, sdpa, hfx_tiled or flex_attention"
+            )
         found = super().get_correct_attn_implementation(requested_attention, is_init_check)
         if requested_attention is None and found == "eager":
             logger.warning_once(f"{type(self).__name__}: sdpa can't compute this configuration; using hfx_tiled")
@@ -158,6 +164,15 @@ def check_attention_mask(attention_mask, num_new_tokens: int) -> None:
     if can_look_at(attention_mask) and not bool(attention_mask.any(dim=-1).all()):
         row = int((~attention_mask.any(dim=-1)).nonzero()[0])
         raise ValueError(f"attention_mask: row {row} has no token; drop the row or unmask at least one token")
+
+
+def check_positions(position_ids: torch.Tensor, max_position_embeddings: int) -> None:
+    """Raises ValueError for positions that have no embedding (values on CPU only)."""
+    if can_look_at(position_ids) and int(position_ids.max()) >= max_position_embeddings:
+        raise ValueError(
+            f"position_ids: position {int(position_ids.max())} has no embedding, max_position_embeddings="
+            f"{max_position_embeddings}; shorten the input or use other positions"
+        )
 
 
 def can_look_at(tensor: torch.Tensor) -> bool:

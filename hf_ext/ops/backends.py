@@ -12,10 +12,11 @@ import torch
 from hf_ext.ops.eager_attention import eager_attention
 from hf_ext.ops.flash_attention import flash_attention
 from hf_ext.ops.mask_rule import Mask, MaskRule, sliding_window_rule
+from hf_ext.ops.score_bias import ScoreBias
 
 
 # keyword arguments of transformers' attention calls that change the scores, and that no backend here computes yet
-UNSUPPORTED_OPTIONS = ("s_aux", "position_bias", "head_mask")
+UNSUPPORTED_OPTIONS = ("s_aux", "head_mask")
 
 
 def eager_attention_forward(module, query, key, value, attention_mask: Mask, **kwargs):
@@ -43,6 +44,7 @@ def attention_options(
     is_causal: bool | None = None,
     softcap: float | None = None,
     sliding_window: int | None = None,
+    position_bias: torch.Tensor | ScoreBias | None = None,
     **kwargs,
 ) -> dict:
     """What transformers passes to an attention call, as `eager_attention` and `flash_attention` take it.
@@ -65,6 +67,7 @@ def attention_options(
         "is_causal": is_causal,
         "scaling": scaling,
         "softcap": softcap,
+        "bias": position_bias,
         "dropout": dropout,
     }
 

@@ -4,6 +4,7 @@ B batch, H query heads, K key/value heads (K divides H), T queries, S keys, D he
 
     scores  = scaling * Q K^T                                       Vaswani et al. 2017, arXiv 1706.03762, eq. 1
     scores  = softcap * tanh(scores / softcap)                      Gemma 2, arXiv 2408.00118, sec. 2
+    scores  = scores + bias(distance)                               see `score_bias.py`
     weights = softmax(scores over the keys that the mask allows)
     output  = dropout(weights) V
 
@@ -13,6 +14,7 @@ A query that may see no key at all has zero weights and zero output.
 import torch
 
 from hf_ext.ops.mask_rule import Mask, MaskRule
+from hf_ext.ops.score_bias import ScoreBias
 
 
 def repeat_key_value(states: torch.Tensor, num_groups: int) -> torch.Tensor:
@@ -34,6 +36,7 @@ def eager_attention(
     is_causal: bool = False,
     scaling: float | None = None,
     softcap: float | None = None,
+    bias: torch.Tensor | ScoreBias | None = None,
     dropout: float = 0.0,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Scaled dot-product attention with its weights.
@@ -44,7 +47,8 @@ def eager_attention(
         mask: bool (True = may see), or float added to the scores, broadcastable to (B, H, T, S), or a `MaskRule`.
         is_causal: query i sees keys 0..i; adds to `mask`.
         scaling: factor on the scores; default D ** -0.5.
-        softcap: bound on the absolute scores, before the mask.
+        softcap: bound on the absolute scores, before bias and mask.
+        bias: added to the scores: a `ScoreBias`, or a tensor broadcastable to (B, H, T, S).
         dropout: probability of dropping a weight; 0 outside training.
 
     Returns:
@@ -59,6 +63,8 @@ def eager_attention(
     scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
+    if bias is not None:
+        scores = scores + (bias.dense() if isinstance(bias, ScoreBias) else bias)
     if isinstance(mask, MaskRule):
         mask = mask.dense()
     if is_causal:

@@ -15,6 +15,7 @@ All arithmetic is fp32 (fp64 for fp64 inputs), whatever the inputs are.
 import torch
 
 from hf_ext.ops.mask_rule import Mask, mask_tile
+from hf_ext.ops.score_bias import ScoreBias
 
 
 # Queries times keys in a tile. Measured on 2 AVX2 cores at T = 512 to 8192, D = 64: 128 x 512 up to 256 x 1024 are within
@@ -32,6 +33,7 @@ def flash_attention(
     is_causal: bool = False,
     scaling: float | None = None,
     softcap: float | None = None,
+    bias: ScoreBias | None = None,
     dropout: float = 0.0,
     query_tile: int = QUERY_TILE,
     key_tile: int = KEY_TILE,
@@ -42,6 +44,7 @@ def flash_attention(
         query: (B, H, T, D). key: (B, K, S, D). value: (B, K, S, Dv); floating, of one dtype.
         mask: `MaskRule` (linear memory), or a bool (True = may see) or additive tensor broadcastable to (B, H, T, S).
             No gradient flows into an additive mask.
+        bias: a `ScoreBias`; its weight gets a gradient.
         is_causal, scaling, softcap, dropout: as in `eager_attention`. The dropped weights differ from the reference's
             for the same seed, their distribution doesn't.
         query_tile, key_tile: tile sizes in tokens; the result doesn't depend on them beyond rounding.
@@ -53,6 +56,8 @@ def flash_attention(
         raise ValueError(
             "flash_attention: mask requires a gradient, but the tiled backward computes none for it; use eager attention"
         )
+    if bias is not None and not isinstance(bias, ScoreBias):
+        raise ValueError(f"flash_attention: bias is a {type(bias).__name__}, must be a ScoreBias; use eager attention")
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     if torch.compiler.is_compiling():
         # one tile: a graph with symbolic lengths can't unroll a loop over tiles; the compiler fuses instead
@@ -60,14 +65,29 @@ def flash_attention(
     # the seed stands for all the dropped weights: backward draws them again, and checkpointing restores it
     seed = int(torch.randint(2**31, (1,))) if dropout > 0 else 0
     output, _ = _FlashAttention.apply(
-        query, key, value, mask, is_causal, scaling, softcap, dropout, seed, query_tile, key_tile
+        query,
+        key,
+        value,
+        None if bias is None else bias.weight,
+        mask,
+        bias,
+        is_causal,
+        scaling,
+        softcap,
+        dropout,
+        seed,
+        query_tile,
+        key_tile,
     )
     return output
 
 
 class _FlashAttention(torch.autograd.Function):
     @staticmethod
-    def forward(query, key, value, mask, is_causal, scaling, softcap, dropout, seed, query_tile, key_tile):
+    def forward(
+        query, key, value, bias_weight, mask, bias, is_causal, scaling, softcap, dropout, seed, query_tile, key_tile
+    ):
+        bias = None if bias is None else bias.with_weight(bias_weight.detach())
         B, H, T, D = query.shape
         K, S, Dv = key.shape[1], key.shape[2], value.shape[3]
         G = H // K
@@ -86,7 +106,8 @@ class _FlashAttention(torch.autograd.Function):
                 allowed = _tile_mask(mask, is_causal, q0, q1, k0, k1, B, H, K, query.device)
                 if allowed is _NOTHING:
                     continue
-                scores, _ = _tile_scores(q, key[:, :, None, k0:k1].to(dtype), allowed, softcap)
+                tile_bias = _tile_bias(bias, q0, q1, k0, k1, K)
+                scores, _ = _tile_scores(q, key[:, :, None, k0:k1].to(dtype), allowed, softcap, tile_bias)
                 new_maximum = torch.maximum(maximum, scores.amax(dim=-1, keepdim=True))
                 # a row that has seen no key yet has maximum -inf: shift by 0 there, exp(-inf) is the 0 we want
                 shift = new_maximum.masked_fill(new_maximum == float("-inf"), 0.0)
@@ -107,21 +128,25 @@ class _FlashAttention(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        query, key, value, mask, *ctx.options = inputs
+        query, key, value, bias_weight, mask, ctx.bias, *ctx.options = inputs
         ctx.mask = None if isinstance(mask, torch.Tensor) else mask
         tensor_mask = mask if isinstance(mask, torch.Tensor) else None
-        ctx.save_for_backward(query, key, value, tensor_mask, *output)
+        ctx.save_for_backward(query, key, value, bias_weight, tensor_mask, *output)
         ctx.mark_non_differentiable(output[1])
 
     @staticmethod
     def backward(ctx, output_grad, _):
-        query, key, value, tensor_mask, output, log_sum_exp = ctx.saved_tensors
+        query, key, value, bias_weight, tensor_mask, output, log_sum_exp = ctx.saved_tensors
         is_causal, scaling, softcap, dropout, seed, query_tile, key_tile = ctx.options
         mask = tensor_mask if tensor_mask is not None else ctx.mask
         B, H, T, D = query.shape
         K, S, Dv = key.shape[1], key.shape[2], value.shape[3]
         G = H // K
         dtype = log_sum_exp.dtype
+        bias = None if ctx.bias is None else ctx.bias.with_weight(bias_weight.detach())
+        bias_grad = None
+        if bias is not None and ctx.needs_input_grad[3]:
+            bias_grad = torch.zeros_like(bias_weight, dtype=torch.promote_types(bias_weight.dtype, torch.float32))
         query_grad = query.new_zeros(B, H, T, D)
         key_grad = key.new_zeros(B, K, S, D, dtype=dtype)
         value_grad = value.new_zeros(B, K, S, Dv, dtype=dtype)
@@ -139,7 +164,7 @@ class _FlashAttention(torch.autograd.Function):
                 if allowed is _NOTHING:
                     continue
                 k, v = key[:, :, None, k0:k1].to(dtype), value[:, :, None, k0:k1].to(dtype)
-                scores, slope = _tile_scores(q, k, allowed, softcap)
+                scores, slope = _tile_scores(q, k, allowed, softcap, _tile_bias(bias, q0, q1, k0, k1, K))
                 weights = torch.exp(scores.sub_(normalizer))
                 weights_grad = out_grad @ v.transpose(-1, -2)
                 dropped = weights
@@ -148,12 +173,16 @@ class _FlashAttention(torch.autograd.Function):
                     weights_grad, dropped = weights_grad * keep, weights * keep
                 value_grad[:, :, k0:k1] += (dropped.transpose(-1, -2) @ out_grad).sum(dim=2)
                 scores_grad = weights_grad.sub_(delta).mul_(weights)
+                if bias_grad is not None:
+                    bias.accumulate_gradient(bias_grad, scores_grad.reshape(B, H, q1 - q0, k1 - k0), (q0, k0))
                 if slope is not None:
                     scores_grad = scores_grad * slope
                 q_grad += scores_grad @ k
                 key_grad[:, :, k0:k1] += (scores_grad.transpose(-1, -2) @ q).sum(dim=2)
             query_grad[:, :, q0:q1] = (q_grad * scaling).reshape(B, H, q1 - q0, D).to(query.dtype)
-        return query_grad, key_grad.to(key.dtype), value_grad.to(value.dtype), *(None,) * 8
+        if bias_grad is not None:
+            bias_grad = bias_grad.to(bias_weight.dtype)
+        return query_grad, key_grad.to(key.dtype), value_grad.to(value.dtype), bias_grad, *(None,) * 9
 
 
 _NOTHING = object()
@@ -189,13 +218,23 @@ def _tile_mask(mask, is_causal, q0, q1, k0, k1, B, H, K, device):
     return allowed[:, :, None]
 
 
-def _tile_scores(q, k, allowed, softcap):
+def _tile_bias(bias, q0, q1, k0, k1, K):
+    """(B|1, K, G, q, k), split like the heads; None without a bias."""
+    if bias is None:
+        return None
+    tile = bias.tile(q0, q1, k0, k1)
+    return tile.reshape(tile.shape[0], K, -1, *tile.shape[2:])
+
+
+def _tile_scores(q, k, allowed, softcap, tile_bias):
     """Masked scores (B, K, G, q, k) and d(capped)/d(raw), None without softcap."""
     scores, slope = q @ k.transpose(-1, -2), None
     if softcap is not None:
         scores = torch.tanh(scores / softcap)
         slope = 1 - scores * scores
         scores = scores * softcap
+    if tile_bias is not None:
+        scores = scores + tile_bias
     if allowed is None:
         return scores, slope
     if allowed.dtype == torch.bool:

@@ -103,6 +103,20 @@ VARIANTS |= {
         "rope_parameters": {"full_attention": None, "sliding_attention": {"rope_type": "default", "rope_theta": 50.0}},
         "block_type": "parallel_two_norms",
     },
+    "learned positions": {"position_embedding_type": "learned", "norm_type": "layernorm"},
+    "sinusoidal positions": {"position_embedding_type": "sinusoidal", "hidden_dropout": 0.0},
+    "ALiBi, norm after the embeddings": {
+        "position_embedding_type": "alibi",
+        "embedding_norm": True,
+        "num_key_value_heads": 2,
+    },
+    "relative bias, sliding and global": {
+        "position_embedding_type": "relative",
+        "relative_attention_num_buckets": 8,
+        "relative_attention_max_distance": 12,
+        "sliding_window": 4,
+        "layer_types": ["sliding_attention", "full_attention"],
+    },
 }
 
 ATTENTIONS = ("eager", "sdpa", "hfx_tiled")

@@ -6,8 +6,12 @@ Each case says how their config reads as ours and how their names read as ours; 
 import pytest
 import torch
 from transformers import (
+    BloomConfig,
+    BloomForCausalLM,
     Gemma2Config,
     Gemma2ForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
     GPTNeoXConfig,
     GPTNeoXForCausalLM,
     LlamaConfig,
@@ -57,6 +61,21 @@ def default_rope(theta=10_000.0, **more):
     return {"rope_type": "default", "rope_theta": theta, **more}
 
 
+def unfuse_gpt2(weights: dict) -> dict:
+    """GPT-2 keeps all queries, then all keys, then all values together, and its matrices transposed."""
+    result = {}
+    for name, weight in weights.items():
+        if "_proj" in name and weight.ndim == 2:
+            weight = weight.T
+        if "c_attn" in name:
+            parts = weight.T.chunk(3, dim=0) if weight.ndim == 2 else weight.chunk(3, dim=0)
+            for letter, part in zip("qkv", parts, strict=True):
+                result[name.replace("c_attn", f"{letter}_proj")] = part
+        else:
+            result[name] = weight
+    return result
+
+
 def unfuse_neox(weights: dict) -> dict:
     """GPT-NeoX keeps query, key and value of each head together."""
     result = {}
@@ -69,6 +88,8 @@ def unfuse_neox(weights: dict) -> dict:
             result[name] = weight
     return result
 
+
+PLAIN = {"norm_type": "layernorm", "norm_eps": 1e-5, "mlp_type": "plain", "attention_bias": True, "mlp_bias": True}
 
 # name -> their class, their config, our options, renames in their order, a change of their weights
 CASES = {
@@ -168,6 +189,55 @@ CASES = {
             "dense_h_to_4h": "up_proj",
             "dense_4h_to_h": "down_proj",
             "final_layer_norm": "norm",
+        },
+        unfuse_neox,
+    ),
+    "gpt2": (
+        GPT2LMHeadModel,
+        GPT2Config(
+            **{k: v for k, v in SIZES.items() if k != "intermediate_size"},
+            n_inner=48,
+            attn_pdrop=0.0,
+            embd_pdrop=0.0,
+            resid_pdrop=0.0,
+        ),
+        {**PLAIN, "hidden_act": "gelu_new", "position_embedding_type": "learned", "tie_word_embeddings": True},
+        {
+            "transformer.": "model.",
+            "wte": "embed_tokens",
+            "wpe": "embed_positions",
+            ".h.": ".layers.",
+            "ln_1": "input_layernorm",
+            "ln_2": "post_attention_layernorm",
+            "ln_f": "norm",
+            "attn.c_proj": "self_attn.o_proj",
+            "attn.c_attn": "self_attn.c_attn",
+            "mlp.c_fc": "mlp.up_proj",
+            "mlp.c_proj": "mlp.down_proj",
+        },
+        unfuse_gpt2,
+    ),
+    "bloom": (
+        BloomForCausalLM,
+        BloomConfig(**{k: v for k, v in SIZES.items() if k not in ("intermediate_size", "max_position_embeddings")}),
+        {
+            **PLAIN,
+            "intermediate_size": 128,
+            "hidden_act": "gelu_pytorch_tanh",
+            "position_embedding_type": "alibi",
+            "embedding_norm": True,
+            "tie_word_embeddings": True,
+        },
+        {
+            "transformer.": "model.",
+            "word_embeddings_layernorm": "embedding_norm",
+            "word_embeddings": "embed_tokens",
+            ".h.": ".layers.",
+            "self_attention.dense.": "self_attn.o_proj.",
+            "self_attention.": "self_attn.",
+            "dense_h_to_4h": "up_proj",
+            "dense_4h_to_h": "down_proj",
+            "ln_f": "norm",
         },
         unfuse_neox,
     ),

@@ -1,11 +1,14 @@
 """Tiled attention against the eager reference, and the reference against torch's own."""
 
+from functools import partial
+
 import pytest
 import torch
 
 from hf_ext.ops.eager_attention import eager_attention
 from hf_ext.ops.flash_attention import flash_attention
 from hf_ext.ops.mask_rule import MaskRule
+from hf_ext.ops.score_bias import ScoreBias, alibi_slopes, relative_buckets
 
 
 # fp32 sums in another order: a few ulp of numbers of order 1, over up to 300 keys
@@ -122,6 +125,46 @@ def test_mask_by_head_with_grouped_heads():
     expected, got = both(query, key, value, mask=mask)
     for a, b in zip(got, expected, strict=True):
         torch.testing.assert_close(a, b, **FP32)
+
+
+@pytest.mark.parametrize("kind", ["alibi", "relative", "relative, both directions"])
+@pytest.mark.parametrize("shape", SHAPES[:4], ids=str)
+def test_score_bias_forward_and_backward(kind, shape):
+    B, H, _, T, S, _ = shape
+    generator = torch.Generator().manual_seed(4)
+    packed = torch.cat([torch.arange(S - S // 3), torch.arange(S // 3)])[None]
+    if kind == "alibi":
+        weight, options = alibi_slopes(H).requires_grad_(), {}
+    else:
+        weight = torch.randn(H, 8, generator=generator).requires_grad_()
+        options = {"max_distance": 20, "bidirectional": "both" in kind}
+    for positions in (torch.arange(S)[None], packed, torch.stack([torch.arange(S)] * B) * 2):
+        bias = ScoreBias(weight, positions[:, S - T :], positions, **options)
+        mask = padding_rule(B, T, S, lengths=[S] * B, offset=S - T)
+        query, key, value = inputs(*shape)
+        results = []
+        for function in (
+            lambda *a, **k: eager_attention(*a, **k)[0],
+            partial(flash_attention, query_tile=16, key_tile=32),
+        ):
+            output = function(query, key, value, mask=mask, bias=bias, softcap=4.0)
+            weights = torch.randn(output.shape, generator=torch.Generator().manual_seed(3))
+            results.append([output, *torch.autograd.grad((output * weights).sum(), (query, key, value, weight))])
+        for got, expected in zip(*results, strict=True):
+            torch.testing.assert_close(got, expected, atol=2e-5, rtol=1e-4)
+
+
+def test_buckets_and_slopes_are_transformers_own():
+    from transformers.models.bloom.modeling_bloom import build_alibi_tensor
+    from transformers.models.t5.modeling_t5 import T5Attention
+
+    distance = torch.arange(-300, 301)
+    for both_ways in (True, False):
+        expected = T5Attention._relative_position_bucket(distance, both_ways, num_buckets=32, max_distance=128)
+        assert torch.equal(relative_buckets(distance, 32, 128, both_ways), expected)
+    for num_heads in (1, 2, 6, 8, 12, 25):
+        expected = build_alibi_tensor(torch.ones(1, 2), num_heads, torch.float32)[:, 0, 1]
+        torch.testing.assert_close(alibi_slopes(num_heads), expected, atol=0, rtol=1e-6)
 
 
 def test_gradient_is_the_numerical_one():

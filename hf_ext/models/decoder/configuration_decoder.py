@@ -11,7 +11,7 @@ from hf_ext.models.configuration_choices import check_choice
 from hf_ext.ops.rotary import check_rope_parameters
 
 
-POSITIONS = ("rope", "none")
+POSITIONS = ("rope", "learned", "sinusoidal", "alibi", "relative", "none")
 LAYER_TYPES = ("full_attention", "sliding_attention")
 
 
@@ -31,7 +31,10 @@ class HfxDecoderConfig(PretrainedConfig):
         norm_type: "rmsnorm", "rmsnorm_unit_offset" or "layernorm". norm_eps: added to the mean square or variance.
         mlp_type: "gated" (SwiGLU with silu, GeGLU with gelu) or "plain". hidden_act: its activation.
         qk_norm: None, "head" or "projection", see `MultiHeadAttention`.
-        position_embedding_type: "rope", or "none" (causality alone tells the order).
+        position_embedding_type: "rope", "learned" (GPT-2) or "sinusoidal" (2017) vectors added to the embeddings, "alibi"
+            (BLOOM) or "relative" (T5) biases on the scores, or "none" (causality alone tells the order).
+        relative_attention_num_buckets, relative_attention_max_distance: of the relative bias.
+        embedding_norm: a norm right after the embeddings (BLOOM).
         rope_parameters: transformers' dict (rope_type, rope_theta, factor, …), or one for each layer type, by its name;
             None in place of a dict: no positions in those layers.
         rope_interleave: rotate neighbouring dims (GPT-J) instead of halves (Llama).
@@ -91,11 +94,14 @@ class HfxDecoderConfig(PretrainedConfig):
     attn_logit_softcapping: float | int | None = None
     sliding_window: int | None = None
     layer_types: list[str] | None = None
+    embedding_norm: bool = False
     embedding_multiplier: float | int | None = None
     qk_norm: str | None = None
     position_embedding_type: str = "rope"
     rope_parameters: dict | None = None
     rope_interleave: bool = False
+    relative_attention_num_buckets: int = 32
+    relative_attention_max_distance: int = 128
     max_position_embeddings: int = 2048
     attention_dropout: float | int = 0.0
     hidden_dropout: float | int = 0.0
@@ -143,6 +149,7 @@ class HfxDecoderConfig(PretrainedConfig):
             "num_key_value_heads",
             "head_dim",
             "max_position_embeddings",
+            "relative_attention_num_buckets",
         ):
             size = getattr(self, name)
             if isinstance(size, int) and size < 1:
@@ -161,6 +168,12 @@ class HfxDecoderConfig(PretrainedConfig):
             probability = getattr(self, name)
             if not 0 <= probability < 1:
                 raise ValueError(f"{name}={probability}: must be at least 0 and below 1")
+        buckets, distance = self.relative_attention_num_buckets, self.relative_attention_max_distance
+        if self.position_embedding_type == "relative" and (buckets < 2 or distance <= buckets // 2):
+            raise ValueError(
+                f"relative_attention_max_distance={distance}, relative_attention_num_buckets={buckets}: needs at least 2 "
+                "buckets, and a distance above half of them"
+            )
         self._validate_layer_types()
         for name in ("query_pre_attn_scalar", "attn_logit_softcapping", "embedding_multiplier", "sliding_window"):
             value = getattr(self, name)

@@ -21,12 +21,21 @@ from hf_ext.layers.attention import MultiHeadAttention
 from hf_ext.layers.blocks import BLOCKS, PostNormBlock, TransformerBlock
 from hf_ext.layers.feed_forward import FEED_FORWARDS
 from hf_ext.layers.norms import NORMS, LayerNorm
+from hf_ext.layers.positional_encoding import AlibiBias, LearnedPositions, RelativeBias, SinusoidalPositions
 from hf_ext.layers.rope import RotaryEmbedding
 from hf_ext.models.decoder.configuration_decoder import HfxDecoderConfig
 from hf_ext.models.language_modeling_head import LanguageModelingHead
-from hf_ext.models.pretrained_model import HfxPreTrainedModel, can_look_at, check_attention_mask, check_token_ids
-from hf_ext.ops.backends import eager_attention_forward
+from hf_ext.models.pretrained_model import (
+    HfxPreTrainedModel,
+    can_look_at,
+    check_attention_mask,
+    check_positions,
+    check_token_ids,
+)
+from hf_ext.ops.backends import BACKENDS, eager_attention_forward
+from hf_ext.ops.eager_attention import causal_mask
 from hf_ext.ops.mask_rule import MaskRule
+from hf_ext.ops.score_bias import ScoreBias
 
 
 def decoder_norm(config: HfxDecoderConfig) -> nn.Module:
@@ -76,6 +85,12 @@ class HfxDecoderModel(HfxDecoderPreTrainedModel):
     def __init__(self, config: HfxDecoderConfig):
         super().__init__(config)
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
+        self.embed_positions = None
+        if config.position_embedding_type == "learned":
+            self.embed_positions = LearnedPositions(config.max_position_embeddings, config.hidden_size)
+        elif config.position_embedding_type == "sinusoidal":
+            self.embed_positions = SinusoidalPositions(config.hidden_size)
+        self.embedding_norm = decoder_norm(config) if config.embedding_norm else nn.Identity()
         self.embedding_dropout = nn.Dropout(config.embedding_dropout)
         self.layers = nn.ModuleList(decoder_block(config, i) for i in range(config.num_hidden_layers))
         # a post-norm stack ends in a norm already
@@ -90,6 +105,15 @@ class HfxDecoderModel(HfxDecoderPreTrainedModel):
                         interleaved=config.rope_interleave,
                         rope_parameters=rope_parameters,
                     )
+        self.position_bias = None  # one for all layers
+        if config.position_embedding_type == "alibi":
+            self.position_bias = AlibiBias(config.num_attention_heads)
+        elif config.position_embedding_type == "relative":
+            self.position_bias = RelativeBias(
+                config.num_attention_heads,
+                config.relative_attention_num_buckets,
+                config.relative_attention_max_distance,
+            )
         self.gradient_checkpointing = False
         self.post_init()
 
@@ -130,16 +154,26 @@ class HfxDecoderModel(HfxDecoderPreTrainedModel):
         if past_key_values is not None:
             check_cached_frequencies(self.rotary_emb, past_key_values, position_ids)
 
-        # made before a new cache is: transformers looks for packed rows only where there is none yet
+        # both made before a new cache is: packed rows are looked for only where there is none yet
+        biases = self._position_biases(position_ids, past_key_values)
         masks = self._masks(inputs_embeds, attention_mask, past_key_values, position_ids)
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
+
+        mask_and_bias = {
+            kind: join_mask_and_bias(self.config._attn_implementation, mask, biases.get(kind), inputs_embeds)
+            for kind, mask in masks.items()
+        }
 
         hidden_states = inputs_embeds
         if self.config.embedding_multiplier is not None:
             # rounded to the states' dtype before it multiplies, as Gemma does
             hidden_states = hidden_states * torch.tensor(self.config.embedding_multiplier, dtype=hidden_states.dtype)
-        hidden_states = self.embedding_dropout(hidden_states)
+        if self.embed_positions is not None:
+            if self.config.position_embedding_type == "learned":
+                check_positions(position_ids, self.config.max_position_embeddings)
+            hidden_states = hidden_states + self.embed_positions(position_ids).to(hidden_states.dtype)
+        hidden_states = self.embedding_dropout(self.embedding_norm(hidden_states))
         angles = {kind: rope(position_ids, dtype=hidden_states.dtype) for kind, rope in self.rotary_emb.items()}
         attention_interface = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
@@ -147,7 +181,7 @@ class HfxDecoderModel(HfxDecoderPreTrainedModel):
         for kind, block in zip(self.config.layer_types, self.layers, strict=True):
             hidden_states = block(
                 hidden_states,
-                attention_mask=masks[kind],
+                **mask_and_bias[kind],
                 position_embeddings=angles.get(kind),
                 position_ids=position_ids,
                 past_key_values=past_key_values,
@@ -156,6 +190,16 @@ class HfxDecoderModel(HfxDecoderPreTrainedModel):
                 **kwargs,
             )
         return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values)
+
+    def _position_biases(self, position_ids, past_key_values) -> dict[str, ScoreBias]:
+        """The score bias of each layer type; empty without one."""
+        if self.position_bias is None:
+            return {}
+        biases = {}
+        for kind in set(self.config.layer_types):
+            key_positions = cached_key_positions(position_ids, past_key_values, self.config.layer_types.index(kind))
+            biases[kind] = self.position_bias(position_ids, key_positions)
+        return biases
 
     def _masks(self, inputs_embeds, attention_mask, past_key_values, position_ids) -> dict[str, torch.Tensor]:
         """The mask of each layer type, as the attention implementation takes it."""
@@ -183,6 +227,40 @@ def default_position_ids(attention_mask, past_key_values, num_tokens: int, devic
         return (attention_mask.long().cumsum(dim=-1) - 1).clamp(min=0)[:, -num_tokens:].to(device)
     past = past_key_values.get_seq_length() if past_key_values is not None else 0
     return (torch.arange(num_tokens, device=device) + past).unsqueeze(0)
+
+
+def join_mask_and_bias(attention: str, mask, bias: ScoreBias | None, inputs_embeds: torch.Tensor) -> dict:
+    """The arguments by which an attention implementation takes a mask and a score bias."""
+    if bias is None:
+        return {"attention_mask": mask}
+    if attention in ("eager", *BACKENDS):  # ours take the rule
+        return {"attention_mask": mask, "position_bias": bias}
+    matrix = bias.dense(inputs_embeds.dtype).expand(inputs_embeds.shape[0], -1, -1, -1)
+    if attention != "sdpa":
+        return {"attention_mask": mask, "position_bias": matrix}
+    # sdpa's one mask holds both; transformers would forbid by a large number, not -inf, and padding see everything
+    if mask is None and matrix.shape[-2] == 1:  # the newest token sees all
+        return {"attention_mask": matrix}
+    if mask is None:
+        mask = causal_mask(*matrix.shape[-2:], device=matrix.device)
+    if mask.dtype != torch.bool:
+        return {"attention_mask": matrix + mask}
+    return {"attention_mask": matrix.masked_fill(~mask, float("-inf"))}
+
+
+def cached_key_positions(position_ids: torch.Tensor, past_key_values, layer_idx: int) -> torch.Tensor:
+    """(1 or B, S): positions of all keys that a layer's attention sees, those in the cache included.
+
+    A cache holds one document a row, so its keys count down from the newest token's position; what comes out below 0 is
+    padding.
+    """
+    if past_key_values is None:
+        return position_ids
+    num_tokens = position_ids.shape[1]
+    num_keys, key_offset = past_key_values.get_mask_sizes(num_tokens, layer_idx)
+    newest = past_key_values.get_seq_length() + num_tokens - 1  # slot of the newest key
+    slots = torch.arange(num_keys, device=position_ids.device) + key_offset
+    return position_ids[:, -1:] + slots - newest
 
 
 def changing_frequencies(rotary_emb: nn.ModuleDict, cached_lengths, lengths) -> str | None:
