@@ -59,9 +59,6 @@ def flash_attention(
     if bias is not None and not isinstance(bias, ScoreBias):
         raise ValueError(f"flash_attention: bias is a {type(bias).__name__}, must be a ScoreBias; use eager attention")
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    if torch.compiler.is_compiling():
-        # one tile: a graph with symbolic lengths can't unroll a loop over tiles; the compiler fuses instead
-        query_tile, key_tile = query.shape[2], key.shape[2]
     # the seed stands for all the dropped weights: backward draws them again, and checkpointing restores it
     seed = int(torch.randint(2**31, (1,))) if dropout > 0 else 0
     output, _ = _FlashAttention.apply(
@@ -95,8 +92,7 @@ class _FlashAttention(torch.autograd.Function):
         output = query.new_empty(B, H, T, Dv)
         log_sum_exp = query.new_empty(B, H, T, dtype=dtype)
 
-        for q0 in range(0, T, query_tile):
-            q1 = min(q0 + query_tile, T)
+        for q0, q1 in _tiles(T, query_tile):
             # (B, K, G, q, D): grouped heads are rows of one product, so keys and values are never repeated
             q = query[:, :, q0:q1].to(dtype).reshape(B, K, G, q1 - q0, D) * scaling
             maximum = q.new_full((B, K, G, q1 - q0, 1), float("-inf"))
@@ -151,8 +147,7 @@ class _FlashAttention(torch.autograd.Function):
         key_grad = key.new_zeros(B, K, S, D, dtype=dtype)
         value_grad = value.new_zeros(B, K, S, Dv, dtype=dtype)
 
-        for q0 in range(0, T, query_tile):
-            q1 = min(q0 + query_tile, T)
+        for q0, q1 in _tiles(T, query_tile):
             q = query[:, :, q0:q1].to(dtype).reshape(B, K, G, q1 - q0, D) * scaling
             out_grad = output_grad[:, :, q0:q1].to(dtype).reshape(B, K, G, q1 - q0, Dv)
             out = output[:, :, q0:q1].to(dtype).reshape(B, K, G, q1 - q0, Dv)
@@ -188,16 +183,22 @@ class _FlashAttention(torch.autograd.Function):
 _NOTHING = object()
 
 
-def _visible_key_tiles(query_stop: int, key_length: int, is_causal: bool, key_tile: int):
+def _tiles(length: int, size: int) -> list[tuple[int, int]]:
+    """Start and stop of each tile; a graph of symbolic lengths has but one, for it can't unroll a loop over them."""
+    if torch.compiler.is_compiling():
+        return [(0, length)]
+    return [(start, min(start + size, length)) for start in range(0, length, size)]
+
+
+def _visible_key_tiles(query_stop: int, key_length: int, is_causal: bool, key_tile: int) -> list[tuple[int, int]]:
     """Key tiles that queries before `query_stop` can reach."""
-    stop = min(query_stop, key_length) if is_causal else key_length
-    return [(k0, min(k0 + key_tile, key_length)) for k0 in range(0, stop, key_tile)]
+    return [(k0, k1) for k0, k1 in _tiles(key_length, key_tile) if not is_causal or k0 == 0 or k0 < query_stop]
 
 
 def _tile_mask(mask, is_causal, q0, q1, k0, k1, B, H, K, device):
     """None where all is allowed, `_NOTHING` where nothing is, else bool or additive, (B|1, K|1, G|1, q, k)."""
     allowed = mask_tile(mask, q0, q1, k0, k1)
-    if is_causal and k1 - 1 > q0:
+    if is_causal and (torch.compiler.is_compiling() or k1 - 1 > q0):
         causal = torch.arange(q0, q1, device=device)[:, None] >= torch.arange(k0, k1, device=device)
         if allowed is None:
             allowed = causal[None, None]
