@@ -5,11 +5,26 @@
 
 from importlib.metadata import version
 
-from hf_ext.models import HfxDecoderConfig, HfxDecoderForCausalLM, HfxDecoderModel
+from hf_ext.models import (
+    HfxDecoderConfig,
+    HfxDecoderForCausalLM,
+    HfxDecoderForQuestionAnswering,
+    HfxDecoderForSequenceClassification,
+    HfxDecoderForTokenClassification,
+    HfxDecoderModel,
+)
 from hf_ext.registry import register
 
 
 __version__ = version("hf-ext")
-__all__ = ["HfxDecoderConfig", "HfxDecoderForCausalLM", "HfxDecoderModel", "__version__"]
+__all__ = [
+    "HfxDecoderConfig",
+    "HfxDecoderForCausalLM",
+    "HfxDecoderForQuestionAnswering",
+    "HfxDecoderForSequenceClassification",
+    "HfxDecoderForTokenClassification",
+    "HfxDecoderModel",
+    "__version__",
+]
 
 register()

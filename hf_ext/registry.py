@@ -1,17 +1,37 @@
 """Makes transformers know our models and attention backends. The only file that touches its registries."""
 
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+)
 from transformers.masking_utils import AttentionMaskInterface
 from transformers.modeling_utils import AttentionInterface
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from hf_ext.models.decoder import HfxDecoderConfig, HfxDecoderForCausalLM, HfxDecoderModel
+from hf_ext.models.decoder import (
+    HfxDecoderConfig,
+    HfxDecoderForCausalLM,
+    HfxDecoderForQuestionAnswering,
+    HfxDecoderForSequenceClassification,
+    HfxDecoderForTokenClassification,
+    HfxDecoderModel,
+)
 from hf_ext.ops.backends import BACKENDS
 
 
 # configuration -> (auto class, model class)
 FAMILIES = {
-    HfxDecoderConfig: ((AutoModel, HfxDecoderModel), (AutoModelForCausalLM, HfxDecoderForCausalLM)),
+    HfxDecoderConfig: (
+        (AutoModel, HfxDecoderModel),
+        (AutoModelForCausalLM, HfxDecoderForCausalLM),
+        (AutoModelForSequenceClassification, HfxDecoderForSequenceClassification),
+        (AutoModelForTokenClassification, HfxDecoderForTokenClassification),
+        (AutoModelForQuestionAnswering, HfxDecoderForQuestionAnswering),
+    ),
 }
 
 

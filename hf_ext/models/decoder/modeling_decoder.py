@@ -11,7 +11,13 @@ import torch
 from torch import nn
 from transformers import DynamicCache, GenerationMixin
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
-from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.modeling_outputs import (
+    BaseModelOutputWithPast,
+    CausalLMOutputWithPast,
+    QuestionAnsweringModelOutput,
+    SequenceClassifierOutputWithPast,
+    TokenClassifierOutput,
+)
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
@@ -23,17 +29,23 @@ from hf_ext.layers.feed_forward import FEED_FORWARDS
 from hf_ext.layers.norms import NORMS, LayerNorm
 from hf_ext.layers.positional_encoding import AlibiBias, LearnedPositions, RelativeBias, SinusoidalPositions
 from hf_ext.layers.rope import RotaryEmbedding
+from hf_ext.models.attention_inputs import (
+    cached_key_positions,
+    changing_frequencies,
+    check_cached_frequencies,
+    default_position_ids,
+    join_mask_and_bias,
+)
+from hf_ext.models.classification_heads import check_problem_type, last_token, sequence_loss, span_loss, token_loss
 from hf_ext.models.decoder.configuration_decoder import HfxDecoderConfig
 from hf_ext.models.language_modeling_head import LanguageModelingHead
 from hf_ext.models.pretrained_model import (
     HfxPreTrainedModel,
-    can_look_at,
     check_attention_mask,
     check_positions,
     check_token_ids,
 )
-from hf_ext.ops.backends import BACKENDS, eager_attention_forward
-from hf_ext.ops.eager_attention import causal_mask
+from hf_ext.ops.backends import eager_attention_forward
 from hf_ext.ops.mask_rule import MaskRule
 from hf_ext.ops.score_bias import ScoreBias
 
@@ -221,72 +233,6 @@ class HfxDecoderModel(HfxDecoderPreTrainedModel):
         }
 
 
-def default_position_ids(attention_mask, past_key_values, num_tokens: int, device) -> torch.Tensor:
-    """(1 or B, T): tokens counted from the first unmasked one, so that padding on the left changes nothing."""
-    if isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2:
-        return (attention_mask.long().cumsum(dim=-1) - 1).clamp(min=0)[:, -num_tokens:].to(device)
-    past = past_key_values.get_seq_length() if past_key_values is not None else 0
-    return (torch.arange(num_tokens, device=device) + past).unsqueeze(0)
-
-
-def join_mask_and_bias(attention: str, mask, bias: ScoreBias | None, inputs_embeds: torch.Tensor) -> dict:
-    """The arguments by which an attention implementation takes a mask and a score bias."""
-    if bias is None:
-        return {"attention_mask": mask}
-    if attention in ("eager", *BACKENDS):  # ours take the rule
-        return {"attention_mask": mask, "position_bias": bias}
-    matrix = bias.dense(inputs_embeds.dtype).expand(inputs_embeds.shape[0], -1, -1, -1)
-    if attention != "sdpa":
-        return {"attention_mask": mask, "position_bias": matrix}
-    # sdpa's one mask holds both; transformers would forbid by a large number, not -inf, and padding see everything
-    if mask is None and matrix.shape[-2] == 1:  # the newest token sees all
-        return {"attention_mask": matrix}
-    if mask is None:
-        mask = causal_mask(*matrix.shape[-2:], device=matrix.device)
-    if mask.dtype != torch.bool:
-        return {"attention_mask": matrix + mask}
-    return {"attention_mask": matrix.masked_fill(~mask, float("-inf"))}
-
-
-def cached_key_positions(position_ids: torch.Tensor, past_key_values, layer_idx: int) -> torch.Tensor:
-    """(1 or B, S): positions of all keys that a layer's attention sees, those in the cache included.
-
-    A cache holds one document a row, so its keys count down from the newest token's position; what comes out below 0 is
-    padding.
-    """
-    if past_key_values is None:
-        return position_ids
-    num_tokens = position_ids.shape[1]
-    num_keys, key_offset = past_key_values.get_mask_sizes(num_tokens, layer_idx)
-    newest = past_key_values.get_seq_length() + num_tokens - 1  # slot of the newest key
-    slots = torch.arange(num_keys, device=position_ids.device) + key_offset
-    return position_ids[:, -1:] + slots - newest
-
-
-def changing_frequencies(rotary_emb: nn.ModuleDict, cached_lengths, lengths) -> str | None:
-    """The rule of `rotary_emb` under which documents grown from `cached_lengths` to `lengths` turn anew, or None."""
-    for rope in rotary_emb.values():
-        if rope.depends_on_length and bool(rope.frequencies_change(cached_lengths, lengths).any()):
-            return rope.rope_parameters["rope_type"]
-    return None
-
-
-def check_cached_frequencies(rotary_emb: nn.ModuleDict, past_key_values, position_ids: torch.Tensor) -> None:
-    """Raises ValueError where the rule has changed the frequencies since the cache was filled (values on CPU only)."""
-    if not any(rope.depends_on_length for rope in rotary_emb.values()) or not can_look_at(position_ids):
-        return
-    if int(past_key_values.get_seq_length()) == 0:
-        return
-    cached, lengths = position_ids.amin(dim=-1), position_ids.amax(dim=-1) + 1
-    rule = changing_frequencies(rotary_emb, cached, lengths)
-    if rule is not None:
-        raise ValueError(
-            f"past_key_values: {int(cached.max())} tokens were cached at other frequencies than rope_type={rule!r} gives "
-            f"{int(lengths.max())}; pass all tokens without a cache, or "
-            "use generate, which does"
-        )
-
-
 class HfxDecoderForCausalLM(LanguageModelingHead, HfxDecoderPreTrainedModel, GenerationMixin):
     """The decoder with a language-modelling head: each token predicts the next."""
 
@@ -387,4 +333,108 @@ class HfxDecoderForCausalLM(LanguageModelingHead, HfxDecoderPreTrainedModel, Gen
         )
 
 
-__all__ = ["HfxDecoderForCausalLM", "HfxDecoderModel", "HfxDecoderPreTrainedModel"]
+class HfxDecoderForSequenceClassification(HfxDecoderPreTrainedModel):
+    """The decoder with one prediction a row, read off its last token: classes, several labels, or numbers."""
+
+    def __init__(self, config: HfxDecoderConfig):
+        super().__init__(config)
+        check_problem_type(config)
+        self.num_labels = config.num_labels
+        self.model = HfxDecoderModel(config)
+        self.score = nn.Linear(config.hidden_size, config.num_labels, bias=False)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        **kwargs,
+    ) -> SequenceClassifierOutputWithPast:
+        """logits (B, num_labels) and, with labels (B,) or (B, num_labels), the loss; see `sequence_loss`."""
+        outputs = self.model(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+        pooled = last_token(outputs.last_hidden_state, attention_mask, input_ids, self.config.pad_token_id)
+        logits = self.score(pooled)
+        loss = None if labels is None else sequence_loss(logits, labels, self.config, num_items_in_batch)
+        return SequenceClassifierOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+class HfxDecoderForTokenClassification(HfxDecoderPreTrainedModel):
+    """The decoder with a class for each token."""
+
+    def __init__(self, config: HfxDecoderConfig):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.model = HfxDecoderModel(config)
+        dropout = getattr(config, "classifier_dropout", None)
+        self.dropout = nn.Dropout(config.hidden_dropout if dropout is None else dropout)
+        self.score = nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        labels: torch.LongTensor | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        **kwargs,
+    ) -> TokenClassifierOutput:
+        """logits (B, T, num_labels) and, with labels (B, T), the loss over those other than -100."""
+        outputs = self.model(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+        logits = self.score(self.dropout(outputs.last_hidden_state))
+        loss = None if labels is None else token_loss(logits, labels, num_items_in_batch)
+        return TokenClassifierOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+class HfxDecoderForQuestionAnswering(HfxDecoderPreTrainedModel):
+    """The decoder with two scores for each token: that the answer begins, and that it ends there."""
+
+    def __init__(self, config: HfxDecoderConfig):
+        super().__init__(config)
+        self.model = HfxDecoderModel(config)
+        self.qa_outputs = nn.Linear(config.hidden_size, 2)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        start_positions: torch.LongTensor | None = None,
+        end_positions: torch.LongTensor | None = None,
+        **kwargs,
+    ) -> QuestionAnsweringModelOutput:
+        """start_logits and end_logits (B, T) and, with positions (B,), the loss; see `span_loss`."""
+        outputs = self.model(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+        start_logits, end_logits = self.qa_outputs(outputs.last_hidden_state).unbind(dim=-1)
+        loss = None
+        if start_positions is not None and end_positions is not None:
+            loss = span_loss(start_logits, end_logits, start_positions, end_positions, attention_mask)
+        return QuestionAnsweringModelOutput(
+            loss=loss,
+            start_logits=start_logits.contiguous(),
+            end_logits=end_logits.contiguous(),
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+__all__ = [
+    "HfxDecoderForCausalLM",
+    "HfxDecoderForQuestionAnswering",
+    "HfxDecoderForSequenceClassification",
+    "HfxDecoderForTokenClassification",
+    "HfxDecoderModel",
+    "HfxDecoderPreTrainedModel",
+]

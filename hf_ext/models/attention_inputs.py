@@ -1,0 +1,75 @@
+"""What an attention call needs besides the hidden states: positions, masks and biases, and whether a cache still holds."""
+
+import torch
+from torch import nn
+
+from hf_ext.models.pretrained_model import can_look_at
+from hf_ext.ops.backends import BACKENDS
+from hf_ext.ops.eager_attention import causal_mask
+from hf_ext.ops.score_bias import ScoreBias
+
+
+def default_position_ids(attention_mask, past_key_values, num_tokens: int, device) -> torch.Tensor:
+    """(1 or B, T): tokens counted from the first unmasked one, so that padding on the left changes nothing."""
+    if isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2:
+        return (attention_mask.long().cumsum(dim=-1) - 1).clamp(min=0)[:, -num_tokens:].to(device)
+    past = past_key_values.get_seq_length() if past_key_values is not None else 0
+    return (torch.arange(num_tokens, device=device) + past).unsqueeze(0)
+
+
+def join_mask_and_bias(attention: str, mask, bias: ScoreBias | None, inputs_embeds: torch.Tensor) -> dict:
+    """The arguments by which an attention implementation takes a mask and a score bias."""
+    if bias is None:
+        return {"attention_mask": mask}
+    if attention in ("eager", *BACKENDS):  # ours take the rule
+        return {"attention_mask": mask, "position_bias": bias}
+    matrix = bias.dense(inputs_embeds.dtype).expand(inputs_embeds.shape[0], -1, -1, -1)
+    if attention != "sdpa":
+        return {"attention_mask": mask, "position_bias": matrix}
+    # sdpa's one mask holds both; transformers would forbid by a large number, not -inf, and padding see everything
+    if mask is None and matrix.shape[-2] == 1:  # the newest token sees all
+        return {"attention_mask": matrix}
+    if mask is None:
+        mask = causal_mask(*matrix.shape[-2:], device=matrix.device)
+    if mask.dtype != torch.bool:
+        return {"attention_mask": matrix + mask}
+    return {"attention_mask": matrix.masked_fill(~mask, float("-inf"))}
+
+
+def cached_key_positions(position_ids: torch.Tensor, past_key_values, layer_idx: int) -> torch.Tensor:
+    """(1 or B, S): positions of all keys that a layer's attention sees, those in the cache included.
+
+    A cache holds one document a row, so its keys count down from the newest token's position; what comes out below 0 is
+    padding.
+    """
+    if past_key_values is None:
+        return position_ids
+    num_tokens = position_ids.shape[1]
+    num_keys, key_offset = past_key_values.get_mask_sizes(num_tokens, layer_idx)
+    newest = past_key_values.get_seq_length() + num_tokens - 1  # slot of the newest key
+    slots = torch.arange(num_keys, device=position_ids.device) + key_offset
+    return position_ids[:, -1:] + slots - newest
+
+
+def changing_frequencies(rotary_emb: nn.ModuleDict, cached_lengths, lengths) -> str | None:
+    """The rule of `rotary_emb` under which documents grown from `cached_lengths` to `lengths` turn anew, or None."""
+    for rope in rotary_emb.values():
+        if rope.depends_on_length and bool(rope.frequencies_change(cached_lengths, lengths).any()):
+            return rope.rope_parameters["rope_type"]
+    return None
+
+
+def check_cached_frequencies(rotary_emb: nn.ModuleDict, past_key_values, position_ids: torch.Tensor) -> None:
+    """Raises ValueError where the rule has changed the frequencies since the cache was filled (values on CPU only)."""
+    if not any(rope.depends_on_length for rope in rotary_emb.values()) or not can_look_at(position_ids):
+        return
+    if int(past_key_values.get_seq_length()) == 0:
+        return
+    cached, lengths = position_ids.amin(dim=-1), position_ids.amax(dim=-1) + 1
+    rule = changing_frequencies(rotary_emb, cached, lengths)
+    if rule is not None:
+        raise ValueError(
+            f"past_key_values: {int(cached.max())} tokens were cached at other frequencies than rope_type={rule!r} gives "
+            f"{int(lengths.max())}; pass all tokens without a cache, or "
+            "use generate, which does"
+        )
