@@ -1,5 +1,7 @@
 """Makes transformers know our models and attention backends. The only file that touches its registries."""
 
+from importlib.util import find_spec
+
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -35,6 +37,10 @@ FAMILIES = {
 }
 
 
+# model_type -> where low-rank adapters go unless told otherwise
+LORA_TARGETS = {HfxDecoderConfig.model_type: ["q_proj", "v_proj"]}
+
+
 def register() -> None:
     """Idempotent; `import hf_ext` calls it."""
     for config_class, heads in FAMILIES.items():
@@ -46,6 +52,10 @@ def register() -> None:
         for auto_class, model_class in heads:
             if auto_class is AutoModelForCausalLM:
                 MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[config_class.model_type] = model_class.__name__
+    if find_spec("peft"):
+        from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+
+        TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.update(LORA_TARGETS)
     for name, backend in BACKENDS.items():
         # in both: a backend without a mask function would be given no mask at all, and padding would leak
         AttentionInterface.register(name, backend.attend)

@@ -49,6 +49,9 @@ def pack_documents(
     longest to the shortest and puts each into the row with the least space that still holds it; what stays free is
     padded.
 
+    A row in which nothing is predicted, such as one with the end token of a cut document alone, is left out: a batch of
+    such rows has no loss.
+
     Documents are pulled as rows are asked for. In memory: one row and one document for `split`; for `best_fit`,
     fewer than `buffer_size * row_length` tokens. Time: O(tokens), plus O(log row_length) a document for `best_fit`.
 
@@ -73,7 +76,8 @@ def pack_documents(
     else:
         rows = _best_fit_rows(terminated, row_length, buffer_size)
     positions = list(range(row_length))
-    return (_build_row(segments, positions, pad_token_id) for segments in rows)
+    built = (_build_row(segments, positions, pad_token_id) for segments in rows)
+    return (row for row in built if any(label != IGNORED_LABEL for label in row["labels"]))
 
 
 def _check_packing(row_length: int, strategy: str) -> None:

@@ -11,10 +11,11 @@ from hf_ext.ops.score_bias import ScoreBias
 
 def default_position_ids(attention_mask, past_key_values, num_tokens: int, device) -> torch.Tensor:
     """(1 or B, T): tokens counted from the first unmasked one, so that padding on the left changes nothing."""
-    if isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2:
-        return (attention_mask.long().cumsum(dim=-1) - 1).clamp(min=0)[:, -num_tokens:].to(device)
     past = past_key_values.get_seq_length() if past_key_values is not None else 0
-    return (torch.arange(num_tokens, device=device) + past).unsqueeze(0)
+    columns = torch.arange(num_tokens, device=device) + past  # a mask as long as a static cache has more
+    if isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2:
+        return (attention_mask.long().cumsum(dim=-1) - 1).clamp(min=0).to(device)[:, columns]
+    return columns.unsqueeze(0)
 
 
 def join_mask_and_bias(attention: str, mask, bias: ScoreBias | None, inputs_embeds: torch.Tensor) -> dict:

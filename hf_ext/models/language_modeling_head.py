@@ -12,6 +12,8 @@ from hf_ext.ops.cross_entropy import cross_entropy, linear_cross_entropy
 logger = logging.get_logger(__name__)
 
 IGNORE_INDEX = -100
+# keyword arguments of a forward that are the loss's, not the body's
+LOSS_OPTIONS = ("shift_labels", "label_smoothing", "z_loss_weight")
 
 
 class LanguageModelingHead:
@@ -36,6 +38,8 @@ class LanguageModelingHead:
             hidden_states: (B, T, d) after the final norm.
             labels: (B, T), label t + 1 scored on token t. shift_labels: (B, T), label t scored on token t.
         """
+        if labels is not None and shift_labels is not None:
+            raise ValueError("labels, shift_labels: both are given; give one of them")
         if labels is None and shift_labels is None:
             return None, self.compute_logits(slice_logits_to_keep(hidden_states, logits_to_keep))
         targets = next_token_labels(labels) if shift_labels is None else shift_labels
@@ -89,7 +93,7 @@ def next_token_labels(labels: torch.Tensor) -> torch.Tensor:
 def why_not_chunked(lm_head: nn.Module) -> str | None:
     """None where the head is a plain matrix that may be read directly, else what it is."""
     if type(lm_head) is not nn.Linear:
-        return f"is a {type(lm_head).__name__}"
+        return f"is a {type(lm_head).__module__}.{type(lm_head).__name__}"
     if type(lm_head.weight) not in (nn.Parameter, torch.Tensor):
         return f"has a {type(lm_head.weight).__name__} weight"
     if lm_head.weight.shape != (lm_head.out_features, lm_head.in_features):

@@ -105,8 +105,12 @@ def _refuse_unmatched_weights(model: PreTrainedModel, info: dict, path) -> None:
     same_class = type(model).__name__ in (getattr(model.config, "architectures", None) or [])
     missing = sorted(name for name in info["missing_keys"] if same_class or is_body(name))
     foreign = sorted(name for name in info["unexpected_keys"] if same_class or is_body(name))
-    if missing or foreign:
+    resized = sorted(key[0] if isinstance(key, tuple) else key for key in info.get("mismatched_keys", ()))
+    resized = [name for name in resized if is_body(name)]
+    if missing or foreign or resized:
         parts = []
+        if resized:
+            parts.append(f"{len(resized)} weights there are of another size (first: {resized[0]})")
         if missing:
             parts.append(f"{len(missing)} of its weights are not there (first: {missing[0]})")
         if foreign:
@@ -125,6 +129,9 @@ def check_token_ids(input_ids: torch.Tensor | None, vocab_size: int, name: str =
     """
     if input_ids is None:
         return
+    if input_ids.ndim != 2 or input_ids.is_floating_point():
+        kind = str(input_ids.dtype).removeprefix("torch.")
+        raise ValueError(f"{name}: {kind} of shape {tuple(input_ids.shape)}, must be integers of shape (batch, tokens)")
     if input_ids.numel() == 0:
         raise ValueError(f"{name}: shape {tuple(input_ids.shape)} holds no tokens; every row needs at least one")
     if not can_look_at(input_ids):
@@ -152,13 +159,19 @@ def check_labels(labels: torch.Tensor, vocab_size: int, shape: torch.Size, ignor
         )
 
 
-def check_attention_mask(attention_mask, num_new_tokens: int) -> None:
-    """Raises ValueError for a 2-D padding mask that is shorter than its tokens or has a row without any."""
+def check_attention_mask(attention_mask, num_new_tokens: int, past_key_values=None) -> None:
+    """Raises ValueError for a 2-D padding mask that doesn't fit its tokens or has a row without any."""
     if not isinstance(attention_mask, torch.Tensor) or attention_mask.ndim != 2:
         return
-    if attention_mask.shape[1] < num_new_tokens:
+    columns = attention_mask.shape[1]
+    cached = 0 if past_key_values is None else past_key_values.get_seq_length()
+    if isinstance(cached, torch.Tensor):  # a static cache counts on the device
+        cached = int(cached) if can_look_at(cached) else 0
+    # without a cache there is nothing that further columns could stand for
+    if columns < cached + num_new_tokens or (past_key_values is None and columns != num_new_tokens):
+        of_them = f", {cached} of them cached" if cached else ""
         raise ValueError(
-            f"attention_mask: {attention_mask.shape[1]} columns for {num_new_tokens} tokens; "
+            f"attention_mask: {columns} columns for {cached + num_new_tokens} tokens{of_them}; "
             "it needs one column for each token, those in the cache included"
         )
     if can_look_at(attention_mask) and not bool(attention_mask.any(dim=-1).all()):

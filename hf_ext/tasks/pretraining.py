@@ -6,7 +6,7 @@ family's configuration.
 
 import dataclasses
 import json
-import math
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,12 +14,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+import yaml
 from transformers import (
     AutoConfig,
+    AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
     PretrainedConfig,
     PreTrainedTokenizerBase,
+    TrainerState,
     set_seed,
 )
 from transformers.trainer_utils import get_last_checkpoint
@@ -41,8 +44,12 @@ class TokenizerArguments:
     path: str | None = field(
         default=None, metadata={"help": "Folder or Hub name of a tokenizer to take instead of training one."}
     )
-    kind: str = field(default="byte_level_bpe", metadata={"help": f"To train: {' or '.join(TOKENIZER_KINDS)}."})
-    vocab_size: int = field(default=32_000, metadata={"help": "To train: tokens at most, special ones included."})
+    kind: str | None = field(
+        default=None, metadata={"help": f"To train: {' or '.join(TOKENIZER_KINDS)}. Default: the first."}
+    )
+    vocab_size: int | None = field(
+        default=None, metadata={"help": "To train: tokens at most, special ones included. Default: 32,000."}
+    )
     min_frequency: int | None = field(
         default=None, metadata={"help": "To train: occurrences that a token needs. Default: 2 (bytes), 1 (characters)."}
     )
@@ -51,11 +58,21 @@ class TokenizerArguments:
     )
 
     def __post_init__(self):
-        check_choice("tokenizer.kind", self.kind, TOKENIZER_KINDS)
-        for name in ("vocab_size", "max_documents"):
+        if self.kind is not None:
+            check_choice("tokenizer.kind", self.kind, TOKENIZER_KINDS)
+        for name in ("kind", "vocab_size", "min_frequency", "max_documents"):
             value = getattr(self, name)
-            if value is not None and value < 1:
+            if self.path is not None and value is not None:
+                raise ValueError(
+                    f"tokenizer.{name}={value}: has no effect with tokenizer.path={self.path!r}; leave one out"
+                )
+            if isinstance(value, int) and value < 1:
                 raise ValueError(f"tokenizer.{name}={value}: must be at least 1")
+
+    @property
+    def size(self) -> int:
+        """Tokens that a new tokenizer may have."""
+        return 32_000 if self.vocab_size is None else self.vocab_size
 
 
 @dataclass
@@ -80,6 +97,8 @@ class SampleArguments:
     top_p: float = field(default=0.95, metadata={"help": "Draw among the likeliest that hold so much probability."})
 
     def __post_init__(self):
+        if not all(self.prompts):
+            raise ValueError("samples.prompts: one is empty; give at least a character to go on from")
         if self.max_new_tokens < 1:
             raise ValueError(f"samples.max_new_tokens={self.max_new_tokens}: must be at least 1")
         if self.temperature <= 0:
@@ -164,13 +183,20 @@ def find_checkpoint(output_dir: str, resume: str | bool | None) -> str | None:
     Raises:
         ValueError: nothing to resume, or the folder holds a run that would be overwritten.
     """
-    last = get_last_checkpoint(output_dir) if Path(output_dir).is_dir() else None
+    folder = Path(output_dir)
+    last = get_last_checkpoint(output_dir) if folder.is_dir() else None
+    finished = [name for name in ("train_results.json", "model.safetensors") if (folder / name).exists()]
+    if resume in (None, False) and last is not None:
+        raise ValueError(
+            f"training.output_dir={output_dir!r}: holds a run already ({Path(last).name}); "
+            "go on from it with --resume, choose another folder, or delete it"
+        )
+    if last is None and finished and resume in (None, False, "auto"):
+        raise ValueError(
+            f"training.output_dir={output_dir!r}: holds a run already ({finished[0]}) without a checkpoint to go on from; "
+            "choose another folder, or delete it"
+        )
     if resume in (None, False):
-        if last is not None:
-            raise ValueError(
-                f"training.output_dir={output_dir!r}: holds a run already ({Path(last).name}); "
-                "go on from it with --resume, choose another folder, or delete it"
-            )
         return None
     if resume in (True, "auto"):
         if last is None and resume is True:
@@ -179,6 +205,42 @@ def find_checkpoint(output_dir: str, resume: str | bool | None) -> str | None:
     if not (Path(resume) / "trainer_state.json").is_file():
         raise ValueError(f"--resume {resume}: not a checkpoint (no trainer_state.json in it)")
     return str(resume)
+
+
+def check_writable(output_dir: str) -> None:
+    """Raises ValueError where the folder can't be made or written to."""
+    there = Path(output_dir).absolute()
+    while not there.exists():
+        there = there.parent
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        what = "can't be written to" if there.is_dir() else "is a file"
+        raise ValueError(f"training.output_dir={output_dir!r}: {there.name or there} {what}; choose another folder")
+
+
+# what transformers writes into a config beside the architecture
+_NOT_ARCHITECTURE = {"_name_or_path", "architectures", "dtype", "transformers_version", "use_cache"}
+
+
+def check_same_run(checkpoint: str | None, config: PretrainedConfig, values: dict[str, dict]) -> None:
+    """Raises ValueError where a checkpoint was trained as another model, or its run's recipe has another tokenizer."""
+    if checkpoint is None:
+        return
+    saved, asked = AutoConfig.from_pretrained(checkpoint).to_dict(), config.to_dict()
+    for name in sorted(set(saved) | set(asked)):
+        if name not in _NOT_ARCHITECTURE and saved.get(name) != asked.get(name):
+            raise ValueError(
+                f"model.{name}={asked.get(name)!r}: {Path(checkpoint).name} was trained with {saved.get(name)!r}; "
+                "set it back, or start anew in another folder"
+            )
+    recipe = Path(checkpoint).parent / "recipe.yaml"
+    if recipe.is_file():
+        before = yaml.safe_load(recipe.read_text(encoding="utf-8")) or {}
+        for section in ("tokenizer", "packing"):
+            if before.get(section, {}) != values.get(section, {}):
+                raise ValueError(
+                    f"{section}: {values.get(section, {})} is not what {Path(checkpoint).name} was trained with, "
+                    f"{before.get(section, {})}; set it back, or start anew in another folder"
+                )
 
 
 def get_tokenizer(
@@ -191,11 +253,21 @@ def get_tokenizer(
         return AutoTokenizer.from_pretrained(arguments.path)
     return train_tokenizer(
         texts,
-        kind=arguments.kind,
-        vocab_size=arguments.vocab_size,
+        kind=arguments.kind or TOKENIZER_KINDS[0],
+        vocab_size=arguments.size,
         min_frequency=arguments.min_frequency,
         model_max_length=model_max_length,
     )
+
+
+def is_complete(checkpoint: str | None, training: HfxTrainingArguments) -> bool:
+    """Whether nothing is left to train after `checkpoint`."""
+    if checkpoint is None:
+        return False
+    state = json.loads((Path(checkpoint) / "trainer_state.json").read_text(encoding="utf-8"))
+    if training.max_steps > 0:
+        return state["global_step"] >= training.max_steps
+    return state["global_step"] >= state["max_steps"] and state["num_train_epochs"] >= training.num_train_epochs
 
 
 def steps_done(checkpoint: str | None) -> int:
@@ -207,21 +279,34 @@ def steps_done(checkpoint: str | None) -> int:
 
 def train(trainer, checkpoint: str | None) -> dict:
     """Train, or go on, and return the metrics of the whole run; a run that is complete already keeps its own."""
+    if is_complete(checkpoint, trainer.args):  # the stock Trainer would train one step more
+        trainer.model.load_state_dict(AutoModelForCausalLM.from_pretrained(checkpoint).state_dict())
+        trainer.state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
+        saved = Path(trainer.args.output_dir) / "train_results.json"
+        if saved.is_file():
+            return json.loads(saved.read_text(encoding="utf-8"))
+        done = trainer.state.global_step
+        return {"train_loss": whole_training_loss(trainer.state.log_history, 0.0, done, done)}
     result = trainer.train(resume_from_checkpoint=checkpoint)
-    saved = Path(trainer.args.output_dir) / "train_results.json"
-    if steps_done(checkpoint) == trainer.state.max_steps and saved.is_file():
-        return json.loads(saved.read_text(encoding="utf-8"))
-    return {**result.metrics, "train_loss": mean_training_loss(trainer.state.log_history)}
+    loss = whole_training_loss(
+        trainer.state.log_history, result.metrics["train_loss"], steps_done(checkpoint), trainer.state.global_step
+    )
+    return {**result.metrics, "train_loss": loss}
 
 
-def mean_training_loss(log_history: list[dict]) -> float:
-    """Mean of the logged losses over all steps, resumed or not (the stock figure counts only those since the resume)."""
-    total, last_step = 0.0, 0
+def whole_training_loss(log_history: list[dict], stock: float, resumed_at: int, last_step: int) -> float:
+    """Mean loss over all steps of a run that was resumed.
+
+    The stock figure divides the sum since the resume by all steps. What came before is in the log, up to the last entry
+    before the checkpoint; steps between that entry and the checkpoint are not counted.
+    """
+    total, logged = stock * last_step, 0
     for entry in log_history:
-        if "loss" in entry:
-            total += entry["loss"] * (entry["step"] - last_step)
-            last_step = entry["step"]
-    return total / last_step if last_step else math.nan
+        if "loss" in entry and entry["step"] <= resumed_at:
+            total += entry["loss"] * (entry["step"] - logged)
+            logged = entry["step"]
+    counted = logged + last_step - resumed_at
+    return total / counted if counted else stock
 
 
 def dataset_name(data: DataArguments) -> str:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 
 def draw_loss_curve(log_history: list[dict], path: str | Path, title: str | None = None) -> None:
@@ -27,7 +28,11 @@ def draw_loss_curve(log_history: list[dict], path: str | Path, title: str | None
     # a figure of its own, not pyplot's: nothing global is touched
     figure = Figure(figsize=(8, 5.2), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
-    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[4, 1])
+    rates = [(s, v) for s, v in series["learning_rate"] if math.isfinite(v)]
+    if rates:
+        upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[4, 1])
+    else:
+        upper, lower = figure.subplots(), None
     for name, color, marker, label in (
         ("loss", "#3b6ea5", None, "training"),
         ("eval_loss", "#c8553d", "o", "held out"),
@@ -40,18 +45,26 @@ def draw_loss_curve(log_history: list[dict], path: str | Path, title: str | None
             if not math.isfinite(value):
                 upper.axvline(step, color=color, lw=1, ls=":")
                 upper.annotate(
-                    f"{label}: {value}", (step, 0.97), xycoords=("data", "axes fraction"), va="top", rotation=90
+                    f"{label}: {value}",
+                    (step, 0.97),
+                    xycoords=("data", "axes fraction"),
+                    va="top",
+                    ha="right",
+                    rotation=90,
+                    color=color,
                 )
     upper.set_ylabel("loss, nats a token")
     if upper.get_legend_handles_labels()[0]:
         upper.legend(frameon=False)
-    if series["learning_rate"]:
-        lower.plot(*zip(*series["learning_rate"], strict=True), color="#5b8c5a", lw=1.5)
-    lower.set_ylabel("learning rate")
-    lower.set_xlabel("step")
-    lower.set_ylim(bottom=0)
-    lower.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
-    for axes in (upper, lower):
+    if lower is not None:
+        lower.plot(*zip(*rates, strict=True), color="#5b8c5a", lw=1.5)
+        lower.set_ylabel("learning rate")
+        lower.set_ylim(bottom=0)
+        lower.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
+    lowest = figure.axes[-1]
+    lowest.set_xlabel("step")
+    lowest.xaxis.set_major_locator(MaxNLocator(integer=True))
+    for axes in figure.axes:
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
     if title:

@@ -7,7 +7,8 @@ rate. With M_t = momentum * M_{t-1} + G_t and Nesterov's G_t + momentum * M_t,
     O_t = NewtonSchulz(G_t + momentum * M_t),   W = (1 - lr * weight_decay) * W - lr * scale * O_t
 
 scale = 0.2 * sqrt(max(rows, columns)) gives the update the root mean square of AdamW's, so that one learning rate and one
-weight decay serve both (Liu et al. 2025, arXiv 2502.16982, eq. 4).
+weight decay serve both (Liu et al. 2025, arXiv 2502.16982, eq. 4): `adjust="match_rms_adamw"`. Jordan et al.'s own is
+sqrt(max(1, rows / columns)), `adjust="spectral"`, wants a learning rate of its own.
 """
 
 import difflib
@@ -17,9 +18,11 @@ from collections import defaultdict
 import torch
 from torch import nn
 from torch.optim.adamw import adamw
+from transformers.pytorch_utils import Conv1D
 
 
 OPTIMIZERS = ("adamw", "muon")
+ADJUSTMENTS = ("match_rms_adamw", "spectral")
 # p(x) = a x + b x³ + c x⁵ drives every singular value in (0, 1] towards 1: steep at 0, and within 0.7 to 1.2 after 5 steps
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 NEWTON_SCHULZ_STEPS = 5
@@ -55,6 +58,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
         param_groups: as `parameter_groups` makes them.
         lr, weight_decay, betas, eps: defaults of the groups; betas and eps are AdamW's.
         momentum: Muon's, with Nesterov's look ahead.
+        adjust: the scale of Muon's update, see the file's head.
     """
 
     def __init__(
@@ -66,13 +70,16 @@ class MuonWithAdamW(torch.optim.Optimizer):
         betas: tuple[float, float] = (0.9, 0.95),
         eps: float = 1e-8,
         momentum: float = 0.95,
+        adjust: str = "match_rms_adamw",
     ):
+        _check_name("adjust", adjust, ADJUSTMENTS)
         defaults = {
             "lr": lr,
             "weight_decay": weight_decay,
             "betas": betas,
             "eps": eps,
             "momentum": momentum,
+            "adjust": adjust,
             "use_muon": False,
         }
         super().__init__(param_groups, defaults)
@@ -80,6 +87,11 @@ class MuonWithAdamW(torch.optim.Optimizer):
             if group["use_muon"]:
                 for parameter in group["params"]:
                     _check_matrix(parameter)
+
+    def __setstate__(self, state: dict) -> None:
+        super().__setstate__(state)
+        for group in self.param_groups:  # those saved before there was a choice
+            group.setdefault("adjust", "match_rms_adamw")
 
     @torch.no_grad()
     def step(self, closure=None):
@@ -107,7 +119,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
         for (shape, _, _), pairs in by_shape.items():
             # one batched product for all matrices of a shape: small ones are too small to keep a processor busy alone
             updates = orthogonalize(torch.stack([update for _, update in pairs]))
-            scale = 0.2 * math.sqrt(max(shape[-2:]))
+            scale = update_scale(*shape[-2:], group["adjust"])
             for (parameter, _), update in zip(pairs, updates, strict=True):
                 parameter.mul_(1 - group["lr"] * group["weight_decay"])
                 parameter.add_(update, alpha=-group["lr"] * scale)
@@ -138,6 +150,18 @@ class MuonWithAdamW(torch.optim.Optimizer):
         )
 
 
+def update_scale(rows: int, columns: int, adjust: str) -> float:
+    """Factor on an orthogonalized update."""
+    return 0.2 * math.sqrt(max(rows, columns)) if adjust == "match_rms_adamw" else math.sqrt(max(1, rows / columns))
+
+
+def _check_name(what: str, name: str, known: tuple[str, ...]) -> None:
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise ValueError(f"{what}={name!r}: must be one of {', '.join(known)}{hint}")
+
+
 def _check_matrix(parameter: torch.Tensor) -> None:
     if type(parameter).__name__ == "DTensor":
         raise ValueError("matrix_optimizer=muon: can't take sharded parameters (DTensor); use adamw under FSDP2 and TP")
@@ -146,10 +170,11 @@ def _check_matrix(parameter: torch.Tensor) -> None:
 
 
 def block_matrices(model: nn.Module) -> set[nn.Parameter]:
-    """The weights that Muon takes: matrices of the linear layers inside the blocks.
+    """The weights that Muon takes: matrices of the linear layers and stacked experts inside the blocks.
 
-    A block is an item of a `ModuleList`. Embeddings, output heads and classifiers stand outside of blocks; low-rank
-    adapters (`lora_A`, `lora_B`) stay out because what should be orthogonal is their product.
+    A block is an item of a `ModuleList` of the base model. Embeddings, output heads and classifiers, also a list of them,
+    stand outside; low-rank adapters (`lora_A`, `lora_B`) stay out because what should be orthogonal is their product.
+    Stacked experts are 3-D parameters (experts, rows, columns) of a module that is no convolution.
     """
     outside = set()
     for get in ("get_input_embeddings", "get_output_embeddings"):
@@ -157,12 +182,15 @@ def block_matrices(model: nn.Module) -> set[nn.Parameter]:
         if module is not None:
             outside |= set(module.parameters())
     found = set()
-    for module in model.modules():
+    for module in getattr(model, getattr(model, "base_model_prefix", ""), model).modules():
         if isinstance(module, nn.ModuleList):
             for name, layer in module.named_modules():
-                if isinstance(layer, nn.Linear) and "lora_" not in name and layer.weight.requires_grad:
+                if "lora_" in name or isinstance(layer, nn.modules.conv._ConvNd):
+                    continue
+                if isinstance(layer, nn.Linear | Conv1D):
                     found.add(layer.weight)
-    return found - outside
+                found.update(p for p in layer.parameters(recurse=False) if p.ndim == 3 and min(p.shape[-2:]) > 1)
+    return {parameter for parameter in found - outside if parameter.requires_grad}
 
 
 def decays(name: str, parameter: torch.Tensor) -> bool:
@@ -202,20 +230,19 @@ def create_optimizer(
     eps: float = 1e-8,
     momentum: float = 0.95,
     matrix_learning_rate: float | None = None,
+    adjust: str = "match_rms_adamw",
 ) -> torch.optim.Optimizer:
     """AdamW, or Muon for the matrices inside the blocks and AdamW for the rest.
 
     Args:
         learning_rate, weight_decay: of both, since Muon's step is scaled to AdamW's size.
         matrix_learning_rate: of Muon alone.
+        adjust: the scale of Muon's update, "match_rms_adamw" or "spectral".
 
     Raises:
         ValueError: unknown name, values out of range, nothing to train, or no matrix for Muon.
     """
-    if name not in OPTIMIZERS:
-        close = difflib.get_close_matches(name, OPTIMIZERS, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise ValueError(f"optimizer={name!r}: must be one of {', '.join(OPTIMIZERS)}{hint}")
+    _check_name("optimizer", name, OPTIMIZERS)
     for what, value, valid in (
         ("learning_rate", learning_rate, learning_rate >= 0),
         ("weight_decay", weight_decay, weight_decay >= 0),
@@ -240,4 +267,6 @@ def create_optimizer(
         raise ValueError(f"optimizer={name!r}: {type(model).__name__} has no trainable parameters; unfreeze some")
     if name == "muon" and not groups[0]["use_muon"]:
         raise ValueError(f"optimizer='muon': {type(model).__name__} has no trainable matrix inside a block; use adamw")
-    return MuonWithAdamW(groups, learning_rate, weight_decay=weight_decay, betas=betas, eps=eps, momentum=momentum)
+    return MuonWithAdamW(
+        groups, learning_rate, weight_decay=weight_decay, betas=betas, eps=eps, momentum=momentum, adjust=adjust
+    )

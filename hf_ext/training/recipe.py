@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import enum
 import os
+import re
 import sys
 import types
 import typing
@@ -48,7 +49,7 @@ class Recipe:
 
     def to_yaml(self) -> str:
         """The recipe as given, overrides included: it runs the same run again."""
-        return yaml.safe_dump(self.values, sort_keys=False, allow_unicode=True)
+        return yaml.safe_dump(_plain(self.values), sort_keys=False, allow_unicode=True)
 
 
 def load_recipe(argv: list[str], sections: Mapping[str, type]) -> Recipe:
@@ -85,6 +86,8 @@ def load_recipe(argv: list[str], sections: Mapping[str, type]) -> Recipe:
     resume = None
     for key, raw in options:
         if key == "resume":
+            if raw == "":
+                raise RecipeError("--resume='': names no checkpoint; give its path, auto, or no value at all")
             resume = True if raw is None else raw
             continue
         name, field = _locate(key, hints)
@@ -92,7 +95,7 @@ def load_recipe(argv: list[str], sections: Mapping[str, type]) -> Recipe:
             raise RecipeError(f"--{key}: needs a value")
         parsed = True if raw is None else _parse(raw, key)
         if hints[name] is None:
-            values[name][field] = _number(parsed)
+            values[name][field] = parsed
         else:
             values[name][field] = _coerce(parsed, hints[name][field], f"--{key}", raw)
     built = {name: _build(name, kind, values[name]) for name, kind in sections.items()}
@@ -109,7 +112,10 @@ def run_recipe_main(main: Callable[[list[str]], None]) -> None:
         return main(argv)
     try:
         main(argv)
-    except (ValueError, StrictDataclassError, FileNotFoundError, PermissionError) as error:
+    except KeyboardInterrupt:
+        print("\ninterrupted; --resume goes on from the last checkpoint", file=sys.stderr)
+        raise SystemExit(130) from None
+    except (ValueError, StrictDataclassError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         raise SystemExit(2) from None
 
@@ -154,18 +160,26 @@ def _split_command_line(argv: list[str]) -> tuple[list[str], list[tuple[str, str
     return paths, options
 
 
-class _NoDuplicates(yaml.SafeLoader):
-    """SafeLoader takes the last of two equal keys without a word."""
+class _Loader(yaml.SafeLoader):
+    """SafeLoader, but 3e-4 is a number, as in YAML 1.2, and a key stands once: it would take the last without a word."""
 
-    def construct_mapping(self, node, deep=False):
+    def compose_mapping_node(self, anchor):
+        # here rather than where the mapping is built, since there `<<: *anchor` has been merged in already
+        node = super().compose_mapping_node(anchor)
         seen = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                line = key_node.start_mark.line + 1
-                raise RecipeError(f"{key_node.start_mark.name}: line {line}: {key!r} stands twice; keep one of them")
-            seen.add(key)
-        return super().construct_mapping(node, deep)
+        for key, _ in node.value:
+            where = f"{key.start_mark.name}: line {key.start_mark.line + 1}"
+            if not isinstance(key, yaml.ScalarNode):
+                raise RecipeError(f"{where}: a list or mapping can't name a field; write a word")
+            if (key.tag, key.value) in seen:
+                raise RecipeError(f"{where}: {key.value!r} stands twice; keep one of them")
+            seen.add((key.tag, key.value))
+        return node
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9][0-9_]*(?:\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
 
 
 def _read_yaml(path: Path) -> dict:
@@ -175,7 +189,7 @@ def _read_yaml(path: Path) -> dict:
         raise RecipeError(f"{path}: no such recipe{there}")
     try:
         with path.open(encoding="utf-8") as file:
-            content = yaml.load(file, Loader=_NoDuplicates)
+            content = yaml.load(file, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
@@ -238,13 +252,24 @@ def _build(name: str, kind: type, values: dict):
 
 def _parse(raw: str, key: str):
     try:
-        return yaml.safe_load(raw)
+        return yaml.load(raw, Loader=_Loader)
     except yaml.YAMLError:
         raise RecipeError(f"--{key}: {raw!r} is not a YAML value; quote it") from None
 
 
+def _plain(value):
+    """`value` of what YAML has words for."""
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if isinstance(value, enum.Enum):
+        return value.value
+    return str(value) if isinstance(value, Path) else value
+
+
 def _number(value):
-    """YAML 1.1 reads 3e-4 as text: here it is a number."""
+    """The number that a text spells, where a field takes numbers only."""
     if isinstance(value, str):
         for kind in (int, float):
             try:
@@ -302,7 +327,7 @@ def _convert(value, kind):
     if isinstance(kind, type) and issubclass(kind, Path):
         return Path(value) if isinstance(value, str) else _NO
     if isinstance(kind, type) and issubclass(kind, enum.Enum):
-        return value if value in [member.value for member in kind] else _NO
+        return next((member for member in kind if value in (member, member.value)), _NO)
     if origin in (list, tuple):
         if not isinstance(value, list | tuple):
             return _NO

@@ -6,6 +6,7 @@ All begin with a linear warmup from 0 to 1 over `num_warmup_steps`, then
                              Hu et al. 2024, arXiv 2404.06395, sec. 4; Hägele et al. 2024, arXiv 2405.18392
 """
 
+import difflib
 import math
 from functools import partial
 
@@ -62,7 +63,9 @@ SCHEDULES = {"cosine": cosine, "warmup_stable_decay": warmup_stable_decay}
 def check_schedule(name: str, *, num_warmup_steps: int, num_training_steps: int, **options) -> None:
     """Raises ValueError, one line, for what `create_schedule` can't make."""
     if name not in SCHEDULES:
-        raise ValueError(f"lr_scheduler_type={name!r}: must be one of {', '.join(SCHEDULES)}")
+        close = difflib.get_close_matches(name, SCHEDULES, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise ValueError(f"lr_scheduler_type={name!r}: must be one of {', '.join(SCHEDULES)}{hint}")
     known = ("min_lr_ratio",) if name == "cosine" else ("min_lr_ratio", "decay_fraction", "decay_form")
     for option, value in options.items():
         if option not in known:

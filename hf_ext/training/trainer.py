@@ -79,16 +79,20 @@ class HfxTrainer(Trainer):
         return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
-        if not (self.is_language_model and prediction_loss_only and "labels" in inputs):
+        if not (self.is_language_model and "labels" in inputs):
             return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
         inputs = self._prepare_inputs(inputs)
-        labels = inputs["labels"][..., 1:] if self._loss_shifts_labels else inputs["labels"]
-        num_tokens = (labels != IGNORE_INDEX).sum()
+        scored = inputs["labels"][..., 1:] if self._loss_shifts_labels else inputs["labels"]
+        num_tokens = (scored != IGNORE_INDEX).sum()
+        options = {"skip_logits": prediction_loss_only, "num_items_in_batch": 1, "use_cache": False}
         with torch.no_grad(), self.compute_loss_context_manager():
-            outputs = model(**inputs, skip_logits=True, num_items_in_batch=1, use_cache=False, return_dict=True)
-        total = nested_detach(outputs["loss"])
-        self._evaluated += torch.stack((total.double(), num_tokens.double())).to(self._evaluated.device)
-        return total / num_tokens.clamp(min=1), None, None
+            outputs = model(**inputs, **options, return_dict=True)
+        total = outputs["loss"].detach()  # nats, summed: divided by one item
+        self._evaluated += torch.tensor([float(total), float(num_tokens)], dtype=torch.float64)
+        loss = total / num_tokens.clamp(min=1)
+        if prediction_loss_only:
+            return loss, None, None
+        return loss, nested_detach(outputs["logits"]), inputs["labels"].detach()
 
     def evaluation_loop(
         self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"

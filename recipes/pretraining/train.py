@@ -30,9 +30,10 @@ def main(argv: list[str]) -> None:
     output = Path(training.output_dir)
 
     # everything that can be refused without reading the data is refused here
-    config = steps.build_config(recipe.model, None, vocab_size=recipe.tokenizer.vocab_size)
+    config = steps.build_config(recipe.model, None, vocab_size=recipe.tokenizer.size)
     steps.check_run(training, recipe.data, config, row_length)
     checkpoint = steps.find_checkpoint(training.output_dir, recipe.resume)
+    steps.check_writable(training.output_dir)
     set_seed(training.seed)
 
     train_documents, eval_documents = load_documents(recipe.data, seed=training.seed)
@@ -44,7 +45,9 @@ def main(argv: list[str]) -> None:
         pack_dataset(d, tokenizer, **vars(recipe.packing)) for d in (train_documents, eval_documents)
     )
 
-    model = AutoModelForCausalLM.from_config(steps.build_config(recipe.model, tokenizer, vocab_size=0))
+    config = steps.build_config(recipe.model, tokenizer, vocab_size=0)
+    steps.check_same_run(checkpoint, config, recipe.values)
+    model = AutoModelForCausalLM.from_config(config)
     print(f"{type(model).__name__}: {model.num_parameters():,} parameters, vocabulary {len(tokenizer):,}")
     trainer = HfxTrainer(
         model=model,
@@ -71,6 +74,8 @@ def main(argv: list[str]) -> None:
     trainer.save_metrics("eval", scores)
     draw_loss_curve(trainer.state.log_history, output / "loss.png")
 
+    # without the mixed precision that training wrapped around it: what is saved, sampled and probed is the model itself
+    model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     samples = steps.write_samples(model, tokenizer, recipe.samples, seed=training.seed)
     for sample in samples:
         print(f"\n--- {sample['prompt']!r}\n{sample['prompt']}{sample['text']}")
@@ -88,7 +93,7 @@ def main(argv: list[str]) -> None:
             "steps": f"{trainer.state.global_step:,}",
             "tokens seen": f"{seen * training.world_size:,}",
             "training loss": f"{metrics['train_loss']:.4f}",
-            "seconds": f"{metrics['train_runtime']:.0f}",
+            "seconds": f"{metrics['train_runtime']:.0f}" if "train_runtime" in metrics else "not known",
             "optimizer": f"{training.matrix_optimizer or training.optim}, learning rate {training.learning_rate:g}",
         },
         command=shlex.join(["python", "recipes/pretraining/train.py", *map(str, argv)]),

@@ -253,7 +253,8 @@ def both(name: str):
     for parameter in theirs.parameters():
         if parameter.ndim == 1:  # biases of zero and norms of one would hide what is left out
             torch.nn.init.normal_(parameter, std=0.3)
-    config = HfxDecoderConfig(**{**SIZES, "rope_parameters": default_rope(), **options})
+    rope = {} if "position_embedding_type" in options else {"rope_parameters": default_rope()}
+    config = HfxDecoderConfig(**{**SIZES, **rope, **options})
     ours = HfxDecoderForCausalLM._from_config(config, attn_implementation="eager").eval()
     weights = {}
     for key, weight in theirs.state_dict().items():

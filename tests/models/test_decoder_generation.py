@@ -39,6 +39,25 @@ def test_cached_equals_uncached_equals_static(options, attention):
     torch.testing.assert_close(static, expected, **TOLERANCE)
 
 
+@over_attentions
+@torch.no_grad()
+def test_mask_as_long_as_the_static_cache(attention):
+    model, ids = make_model(attention), tokens()
+    mask = (torch.arange(20) < 13).long().expand(2, 20).clone()
+    mask[0, :3] = 0
+    cache = StaticCache(config=model.config, max_cache_len=20)
+    got = model(ids, past_key_values=cache, attention_mask=mask).logits
+    torch.testing.assert_close(got[1:], model(ids[1:]).logits, **TOLERANCE)
+    torch.testing.assert_close(got[:1, 3:], model(ids[:1, 3:]).logits, **TOLERANCE)
+
+
+def test_generate_from_embeddings():
+    model, ids = make_model(), tokens(T=6)
+    options = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": None}
+    expected = model.generate(ids, **options)[:, 6:]
+    assert torch.equal(model.generate(inputs_embeds=model.get_input_embeddings()(ids), **options), expected)
+
+
 @over_cases
 @torch.no_grad()
 def test_going_on_from_a_cache(options, attention):

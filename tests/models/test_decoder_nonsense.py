@@ -31,6 +31,14 @@ from models.decoder_grid import make_config, make_model, tokens
         ({"attention_dropout": 1.0}, "attention_dropout=1.0: must be at least 0 and below 1"),
         ({"hidden_dropout": -0.1}, "hidden_dropout=-0.1"),
         ({"norm_eps": 0.0}, "norm_eps=0.0: must be above 0"),
+        ({"norm_eps": float("nan")}, "norm_eps=nan: must be above 0"),
+        ({"initializer_range": float("inf")}, "initializer_range=inf: must be a number"),
+        ({"final_logit_softcapping": float("nan")}, "final_logit_softcapping=nan: must be above 0"),
+        ({"rope_parameters": {"rope_type": "yarn"}}, "rope_parameters=.*factor"),
+        (
+            {"position_embedding_type": "none", "rope_parameters": {"rope_theta": 5.0}},
+            "rope_parameters=.*have no effect",
+        ),
         ({"initializer_range": -1.0}, "initializer_range=-1.0"),
         ({"final_logit_softcapping": 0.0}, "final_logit_softcapping=0.0: must be above 0"),
         ({"pad_token_id": 97}, r"pad_token_id=97: must be None or a token of the vocabulary 0..96"),
@@ -79,8 +87,13 @@ def test_config_changed_afterwards_is_not_saved(tmp_path):
         ({"labels": torch.zeros(2, 12, dtype=torch.long)}, r"labels: shape \(2, 12\) must be that of the tokens"),
         ({"attention_mask": torch.tensor([[1] * 13, [0] * 13])}, "attention_mask: row 1 has no token"),
         ({"attention_mask": torch.ones(2, 9)}, "attention_mask: 9 columns for 13 tokens"),
+        ({"attention_mask": torch.ones(2, 15)}, "attention_mask: 15 columns for 13 tokens"),
+        ({"input_ids": torch.tensor([1, 2])}, r"input_ids: int64 of shape \(2,\), must be integers of shape"),
+        ({"input_ids": torch.rand(2, 3)}, r"input_ids: float32 of shape \(2, 3\)"),
+        ({"position_ids": torch.zeros(1, 4, dtype=torch.long)}, r"position_ids: shape \(1, 4\) for 13 tokens"),
+        ({"labels": tokens(), "shift_labels": tokens()}, "labels, shift_labels: both are given"),
     ],
-    ids=str,
+    ids=lambda x: "-".join(x) if isinstance(x, dict) else "",
 )
 @pytest.mark.parametrize("training", [True, False])
 def test_forward(kwargs, message, training):

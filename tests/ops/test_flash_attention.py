@@ -190,6 +190,17 @@ def test_dropout_is_the_same_in_backward_and_has_the_right_mean():
     torch.testing.assert_close(draws.mean(0), flash_attention(query, key, value).detach(), atol=0.1, rtol=0)
 
 
+def test_eager_drops_weights_in_training_only():
+    query, key, value = inputs(1, 2, 2, 6, 6, 4, dtype=torch.float64, scale=1.0)
+    torch.manual_seed(0)
+    output, weights = eager_attention(query, key, value, dropout=0.5)
+    plain, plain_weights = eager_attention(query, key, value)
+    dropped = weights == 0
+    assert 0.2 < dropped.double().mean() < 0.8
+    torch.testing.assert_close(weights[~dropped], 2 * plain_weights[~dropped])
+    assert not torch.equal(output, plain)
+
+
 def test_nothing_of_size_query_times_key_is_made():
     """Memory is linear: with tiles of 64 and 2,048 tokens no tensor is larger than the inputs or a tile."""
     from torch.utils._python_dispatch import TorchDispatchMode

@@ -86,10 +86,23 @@ def test_the_main_job_and_going_on_from_its_checkpoint(tmp_path):
     again = run(recipe)
     assert again.returncode == 2
     assert "holds a run already (checkpoint-6)" in again.stderr
-    # a finished run keeps its figures
+    # a finished run keeps its figures and its weights
+    weights = (out / "model.safetensors").read_bytes()
     finished = run(recipe, "--resume")
     assert finished.returncode == 0, finished.stderr
+    assert (out / "model.safetensors").read_bytes() == weights
+    assert not (out / "checkpoint-7").exists()
     assert json.loads((out / "all_results.json").read_text())["train_loss"] == results["train_loss"]
+
+    # another model or tokenizer can't go on from there
+    for change, message in (
+        (("--model.rope_parameters", "{rope_theta: 5.0}"), "model.rope_parameters="),
+        (("--model.hidden_size", 16), "model.head_dim=8: checkpoint-6 was trained with 16"),
+        (("--tokenizer.vocab_size", 300), "tokenizer: {"),
+    ):
+        other = run(recipe, "--resume", *change)
+        assert other.returncode == 2
+        assert message in other.stderr, other.stderr
 
     # stopped after 3 of 6 steps and gone on from there: the same weights as in one go
     parts = tmp_path / "parts"
@@ -100,6 +113,19 @@ def test_the_main_job_and_going_on_from_its_checkpoint(tmp_path):
     assert resumed.returncode == 0, resumed.stderr
     assert "(3 steps done)" in resumed.stdout
     assert (parts / "model.safetensors").read_bytes() == (out / "model.safetensors").read_bytes()
+
+
+@pytest.mark.heavy
+def test_mixed_precision_without_logs_or_checkpoints(tmp_path):
+    recipe = on_texts(tmp_path)
+    argv = ("--bf16", "true", "--use_cpu", "true", "--logging_steps", 100, "--save_strategy", "no", "--max_steps", 3)
+    done = run(recipe, *argv)
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "run" / "all_results.json").read_text())
+    assert 4 < results["train_loss"] < 7  # near ln 512
+    again = run(recipe, *argv)  # a finished run without a checkpoint isn't overwritten either
+    assert again.returncode == 2
+    assert "holds a run already (train_results.json) without a checkpoint" in again.stderr
 
 
 @pytest.mark.heavy
@@ -148,6 +174,10 @@ def test_other_formats_streaming_and_characters(tmp_path):
         (["--data.text_column", "body"], "body"),
         (["--warmup_steps", "7"], "warmup_steps=7: 6 steps of training can't hold them"),
         (["--resume"], "--resume: no checkpoint in"),
+        (["--samples.prompts", "['']"], "samples.prompts: one is empty"),
+        (["--tokenizer.path", "nowhere"], "tokenizer.vocab_size=512: has no effect with tokenizer.path='nowhere'"),
+        (["--training.output_dir", "texts.jsonl/run"], "texts.jsonl is a file; choose another folder"),
+        (["--model.rope_parameters", "{rope_type: yarn}"], "rope_parameters={'rope_type': 'yarn'"),
         (["--resume", "nowhere"], "--resume nowhere: not a checkpoint"),
         (["--streaming", "--max_steps", "-1"], "training.max_steps=-1: a streamed data set has no known length"),
     ],
@@ -162,6 +192,7 @@ def test_nonsense_is_one_line_and_leaves_nothing(argv, message, tmp_path, capsys
     recipe = on_texts(tmp_path)
     main = runpy.run_path(str(ROOT / SCRIPT))["main"]
     monkeypatch.setattr(sys, "argv", ["train.py", str(recipe), *argv])
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as caught:
         run_recipe_main(main)
     assert caught.value.code == 2

@@ -1,9 +1,23 @@
 """Muon against its definition, AdamW against torch's, and both through the Trainer."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, Trainer, TrainingArguments
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaForSequenceClassification,
+    MixtralConfig,
+    MixtralForCausalLM,
+    Trainer,
+    TrainingArguments,
+)
 
 from hf_ext.training.optimizers import MuonWithAdamW, block_matrices, create_optimizer, orthogonalize, parameter_groups
 
@@ -51,8 +65,69 @@ def test_muon_s_step_is_its_equation():
         expected = (1 - 0.1 * 0.2) * expected - 0.1 * 0.2 * 30**0.5 * update
         optimizer.step()
         torch.testing.assert_close(weight.detach(), expected, **FP32)
-    # of the size that AdamW's updates have, 0.2 to 0.4 root mean square
+    # of the size that AdamW's updates have, 0.2 to 0.4 root mean square; singular values of 0.7 to 1.2 leave a margin
     assert 0.15 < (0.2 * 30**0.5 * update).square().mean().sqrt() < 0.45
+
+
+def test_scales_of_the_update():
+    for adjust, scale in (("match_rms_adamw", 0.2 * 40**0.5), ("spectral", (40 / 10) ** 0.5)):
+        weight = nn.Parameter(torch.zeros(40, 10))
+        weight.grad = torch.randn(40, 10, generator=torch.Generator().manual_seed(0))
+        MuonWithAdamW([{"params": [weight], "use_muon": True}], lr=1.0, adjust=adjust).step()
+        torch.testing.assert_close(weight.detach(), -scale * orthogonalize(weight.grad), **FP32)
+    weight = nn.Parameter(torch.zeros(10, 40))
+    weight.grad = torch.ones(10, 40)
+    MuonWithAdamW([{"params": [weight], "use_muon": True}], lr=1.0, adjust="spectral").step()
+    torch.testing.assert_close(weight.detach(), -orthogonalize(weight.grad), **FP32)  # a wide one isn't scaled down
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_loaded_state_goes_on_to_the_same_bits(dtype):
+    def run(model, optimizer, seeds):
+        for seed in seeds:
+            ids = torch.randint(1, 64, (2, 9), generator=torch.Generator().manual_seed(seed))
+
+            def closure(ids=ids):
+                optimizer.zero_grad()
+                loss = model(ids, labels=ids).loss
+                loss.backward()
+                return loss
+
+            assert optimizer.step(closure).isfinite()
+
+    def make(model):
+        return create_optimizer(model, name="muon", learning_rate=1e-2, weight_decay=0.1)
+
+    model = llama().to(dtype)
+    optimizer = make(model)
+    run(model, optimizer, range(3))
+    other = copy.deepcopy(model)
+    loaded = make(other)
+    loaded.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    run(model, optimizer, range(3, 6))
+    run(other, loaded, range(3, 6))
+    for a, b in zip(model.parameters(), other.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_state_saved_without_a_scale_loads():
+    weight = nn.Parameter(torch.zeros(4, 6))
+    optimizer = MuonWithAdamW([{"params": [weight], "use_muon": True}])
+    state = optimizer.state_dict()
+    del state["param_groups"][0]["adjust"]
+    optimizer.load_state_dict(state)
+    weight.grad = torch.ones(4, 6)
+    optimizer.step()
+    assert weight.abs().min() > 0
+
+
+def test_parameters_without_gradients_stay():
+    still, moving = nn.Parameter(torch.ones(3, 4)), nn.Parameter(torch.ones(3, 4))
+    optimizer = MuonWithAdamW([{"params": [still, moving], "use_muon": True}], lr=0.1, weight_decay=0.5)
+    moving.grad = torch.randn(3, 4)
+    optimizer.step()
+    assert torch.equal(still, torch.ones(3, 4))
+    assert not torch.equal(moving, torch.ones(3, 4))
 
 
 def test_adamw_is_torch_s():
@@ -88,6 +163,22 @@ def test_every_parameter_in_one_group_once(tied):
     assert plain["weight_decay"] == 0
 
 
+def test_block_matrices_of_other_designs():
+    sizes = {"vocab_size": 64, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    gpt2 = GPT2LMHeadModel(GPT2Config(n_embd=32, n_head=4, n_layer=2, **sizes))
+    found = {n for n, p in gpt2.named_parameters() if p in block_matrices(gpt2)}
+    assert len(found) == 2 * 4
+    assert not any("wte" in n or "wpe" in n for n in found)
+    sizes.update(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4)
+    mixtral = MixtralForCausalLM(MixtralConfig(num_key_value_heads=2, num_local_experts=4, **sizes))
+    found = {n.split(".", 3)[3] for n, p in mixtral.named_parameters() if p in block_matrices(mixtral)}
+    assert {"mlp.experts.gate_up_proj", "mlp.experts.down_proj", "self_attn.q_proj.weight"} <= found
+    bert = BertForSequenceClassification(BertConfig(**sizes))
+    bert.classifier = nn.ModuleList([nn.Linear(32, 3), nn.Linear(32, 5)])  # several heads
+    assert not {p for head in bert.classifier for p in head.parameters()} & block_matrices(bert)
+    assert len(block_matrices(bert)) == 2 * 6
+
+
 def test_classifiers_and_adapters_are_no_block_matrices():
     classifier = llama(cls=LlamaForSequenceClassification)
     assert classifier.score.weight not in block_matrices(classifier)
@@ -101,6 +192,10 @@ def test_classifiers_and_adapters_are_no_block_matrices():
     ("options", "message"),
     [
         ({"name": "muonn"}, "optimizer='muonn': must be one of adamw, muon; did you mean 'muon'"),
+        (
+            {"adjust": "spectrum"},
+            "adjust='spectrum': must be one of match_rms_adamw, spectral; did you mean 'spectral'",
+        ),
         ({"learning_rate": -1.0}, "learning_rate=-1.0: must be at least 0"),
         ({"weight_decay": -0.1}, "weight_decay=-0.1"),
         ({"eps": 0.0}, "eps=0.0: must be above 0"),

@@ -1,6 +1,7 @@
 """YAML and command line: what is read, and how what can't be meant is refused."""
 
 import dataclasses
+import enum
 import subprocess
 import sys
 from pathlib import Path
@@ -28,6 +29,18 @@ class Needs:
     path: str
     column: str = "x"
     sizes: dict[str, int] = dataclasses.field(default_factory=dict)
+
+
+class Colour(enum.Enum):
+    RED = "red"
+
+
+@dataclasses.dataclass
+class Kinds:
+    folder: Path | None = None
+    colour: Colour | None = None
+    shape: tuple[int, ...] = ()
+    name: str = "x"
 
 
 SECTIONS = {"model": dict, "data": Data, "needs": Needs, "training": HfxTrainingArguments}
@@ -80,6 +93,29 @@ def test_resolved_recipe_runs_the_same_again(recipe_file, tmp_path):
     assert again.model["qk_norm"] == "head"
 
 
+def test_paths_and_choices_are_written_and_read_again(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text("kinds: {folder: /a/b, colour: red, shape: [2, 3]}\n", encoding="utf-8")
+    recipe = load_recipe([str(path)], {"kinds": Kinds})
+    assert recipe.kinds == Kinds(folder=Path("/a/b"), colour=Colour.RED, shape=(2, 3))
+    path.write_text(recipe.to_yaml(), encoding="utf-8")
+    assert load_recipe([str(path)], {"kinds": Kinds}).kinds == recipe.kinds
+
+
+def test_numbers_of_a_free_section_are_numbers_and_quoted_text_is_text(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text("model: {a: 1e4, b: {c: -2E-3, d: '1e4'}, e: 5}\n", encoding="utf-8")
+    argv = ["--model.f", "1e6", "--model.g", "'12'", "--model.h", "inf"]
+    model = load_recipe([str(path), *argv], {"model": dict}).model
+    assert model == {"a": 1e4, "b": {"c": -2e-3, "d": "1e4"}, "e": 5, "f": 1e6, "g": "12", "h": "inf"}
+
+
+def test_merge_keys_are_merged(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text("model: &m {a: 1, b: 2}\nother:\n  <<: *m\n  b: 3\n", encoding="utf-8")
+    assert load_recipe([str(path)], {"model": dict, "other": dict}).other == {"a": 1, "b": 3}
+
+
 @pytest.mark.parametrize(
     ("change", "argv", "message"),
     [
@@ -94,7 +130,9 @@ def test_resolved_recipe_runs_the_same_again(recipe_file, tmp_path):
         ("data: 3", "", "section 'data' must be a mapping of fields, is 3"),
         ("data: {column: a, column: b}", "", "line 1: 'column' stands twice"),
         ("data: {column: a", "", "line 2, column 1: not YAML"),
+        ("data: {[a]: 1}", "", "line 1: a list or mapping can't name a field"),
         ("- a", "", "must be a mapping of sections, is list"),
+        (None, "--resume=", "--resume='': names no checkpoint"),
         ("training: {max_steps: 1}", "", "needs.path: is missing"),
         (None, "--learning_rat 1", "--learning_rat: no such option; did you mean 'learning_rate'?"),
         (None, "--column x", "--column: is in several sections; write --data.column or --needs.column"),

@@ -54,7 +54,7 @@ def test_shapes():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"name": "cosin"}, "lr_scheduler_type='cosin': must be one of"),
+        ({"name": "cosin"}, "lr_scheduler_type='cosin': must be one of .*; did you mean 'cosine'"),
         ({"num_warmup_steps": 101}, "warmup_steps=101: 100 steps of training can't hold them"),
         ({"name": "warmup_stable_decay", "num_warmup_steps": 90}, "warmup_steps=90: .* and 20 of decay"),
         ({"min_lr_ratio": 1.5}, "min_lr_ratio=1.5: must be a share"),

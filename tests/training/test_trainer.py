@@ -102,6 +102,39 @@ def test_evaluation_is_the_likelihood_over_the_tokens(tmp_path):
         assert found[-1]["eval_bits_per_byte"] == pytest.approx(total / math.log(2) / 123, rel=1e-6)
 
 
+@pytest.mark.parametrize("trainer_class", [HfxTrainer, Trainer])
+def test_metrics_see_logits_and_labels(trainer_class, tmp_path):
+    seen = []
+
+    def compute_metrics(prediction):
+        seen.append((prediction.predictions.shape, prediction.label_ids.shape))
+        return {"seen": len(seen)}
+
+    trainer = make_trainer(tmp_path, trainer_class=trainer_class, prediction_loss_only=False)
+    assert trainer.label_names == ["labels"]
+    trainer.compute_metrics = compute_metrics
+    metrics = trainer.evaluate()
+    assert metrics["eval_seen"] == 1
+    assert metrics["eval_loss"] > 1
+    assert seen == [((16, 12, 97), (16, 12))]
+
+
+def test_first_label_of_a_row_is_not_counted(tmp_path):
+    """Nothing predicts it: a collator that leaves it in must not change the mean."""
+    data = [{"input_ids": row["input_ids"], "labels": row["input_ids"]} for row in rows()]
+    expected, found = (make_trainer(tmp_path, data=d).evaluate() for d in (rows(), data))
+    assert found["eval_tokens"] == expected["eval_tokens"]
+    assert found["eval_loss"] == pytest.approx(expected["eval_loss"], rel=1e-6)
+
+
+def test_whole_training_loss_of_a_resumed_run():
+    from hf_ext.tasks.pretraining import whole_training_loss
+
+    log = [{"step": 2, "loss": 4.0}, {"step": 4, "loss": 2.0}, {"step": 4, "eval_loss": 9.0}, {"step": 6, "loss": 1.0}]
+    assert whole_training_loss(log, stock=2.0 / 6, resumed_at=4, last_step=6) == pytest.approx((8 + 4 + 2) / 6)
+    assert whole_training_loss([], stock=3.0, resumed_at=0, last_step=5) == 3.0
+
+
 def test_logits_never_exist_while_training_or_evaluating(tmp_path, monkeypatch):
     trainer = make_trainer(tmp_path)
     monkeypatch.setattr(trainer.model, "compute_logits", lambda hidden: pytest.fail("logits were computed"))

@@ -1,5 +1,7 @@
 """Configuration of the decoder family."""
 
+import math
+
 from huggingface_hub.dataclasses import strict
 from transformers import PretrainedConfig
 
@@ -126,11 +128,26 @@ class HfxDecoderConfig(PretrainedConfig):
         if self.layer_types is None:
             every = "full_attention" if self.sliding_window is None else "sliding_attention"
             self.layer_types = [every] * self.num_hidden_layers
+        if self.position_embedding_type != "rope" and self.rope_parameters is not None:
+            raise ValueError(
+                f"rope_parameters={self.rope_parameters}: have no effect with position_embedding_type="
+                f"{self.position_embedding_type!r}; leave them out"
+            )
         super().__post_init__(**kwargs)
-        if self.position_embedding_type == "rope":
+        if self.position_embedding_type != "rope":
+            self.rope_parameters = None  # transformers fills in its default
+        else:
+            self.validate_rope()
             for rope_parameters in self.rope_parameters_by_layer_type().values():
                 if rope_parameters is not None:
                     check_rope_parameters(rope_parameters, self.head_dim, self.max_position_embeddings)
+
+    def validate_rope(self):
+        """transformers' own check, with its KeyError as the one line that a user expects."""
+        try:
+            super().validate_rope()
+        except KeyError as error:
+            raise ValueError(f"rope_parameters={self.rope_parameters}: {error.args[0]}") from None
 
     def rope_parameters_by_layer_type(self) -> dict[str, dict | None]:
         """Layer type -> its rope_parameters."""
@@ -175,18 +192,20 @@ class HfxDecoderConfig(PretrainedConfig):
                 "buckets, and a distance above half of them"
             )
         self._validate_layer_types()
-        for name in ("query_pre_attn_scalar", "attn_logit_softcapping", "embedding_multiplier", "sliding_window"):
+        for name in (
+            "query_pre_attn_scalar",
+            "attn_logit_softcapping",
+            "final_logit_softcapping",
+            "embedding_multiplier",
+            "sliding_window",
+        ):
             value = getattr(self, name)
-            if value is not None and value <= 0:
+            if value is not None and not 0 < value < math.inf:
                 raise ValueError(f"{name}={value}: must be above 0, or None for none")
-        if self.norm_eps <= 0:
+        if not 0 < self.norm_eps < math.inf:
             raise ValueError(f"norm_eps={self.norm_eps}: must be above 0")
-        if self.initializer_range < 0:
-            raise ValueError(f"initializer_range={self.initializer_range}: must not be negative")
-        if self.final_logit_softcapping is not None and self.final_logit_softcapping <= 0:
-            raise ValueError(
-                f"final_logit_softcapping={self.final_logit_softcapping}: must be above 0, or None for none"
-            )
+        if not 0 <= self.initializer_range < math.inf:
+            raise ValueError(f"initializer_range={self.initializer_range}: must be a number and not negative")
         for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
             value = getattr(self, name)
             for token in value if isinstance(value, list) else [value]:

@@ -38,7 +38,7 @@ from hf_ext.models.attention_inputs import (
 )
 from hf_ext.models.classification_heads import check_problem_type, last_token, sequence_loss, span_loss, token_loss
 from hf_ext.models.decoder.configuration_decoder import HfxDecoderConfig
-from hf_ext.models.language_modeling_head import LanguageModelingHead
+from hf_ext.models.language_modeling_head import LOSS_OPTIONS, LanguageModelingHead
 from hf_ext.models.pretrained_model import (
     HfxPreTrainedModel,
     check_attention_mask,
@@ -75,6 +75,7 @@ def decoder_block(config: HfxDecoderConfig, layer_idx: int) -> TransformerBlock:
         layer_idx=layer_idx,
         rope_interleave=config.rope_interleave,
     )
+    attention.config = config  # the layer has no use for it, transformers' flash-attn integration asks for its dtype
     feed_forward = FEED_FORWARDS[config.mlp_type](
         config.hidden_size, config.intermediate_size, activation=config.hidden_act, bias=config.mlp_bias
     )
@@ -159,9 +160,13 @@ class HfxDecoderModel(HfxDecoderPreTrainedModel):
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
         num_tokens = inputs_embeds.shape[1]
-        check_attention_mask(attention_mask, num_tokens)
+        check_attention_mask(attention_mask, num_tokens, past_key_values)
         if position_ids is None:
             position_ids = default_position_ids(attention_mask, past_key_values, num_tokens, inputs_embeds.device)
+        elif position_ids.shape[-1] != num_tokens:
+            raise ValueError(
+                f"position_ids: shape {tuple(position_ids.shape)} for {num_tokens} tokens; give one a token"
+            )
 
         if past_key_values is not None:
             check_cached_frequencies(self.rotary_emb, past_key_values, position_ids)
@@ -248,7 +253,13 @@ class HfxDecoderForCausalLM(LanguageModelingHead, HfxDecoderPreTrainedModel, Gen
         self.post_init()
 
     def prepare_inputs_for_generation(
-        self, input_ids, next_sequence_length=None, past_key_values=None, attention_mask=None, **kwargs
+        self,
+        input_ids,
+        next_sequence_length=None,
+        past_key_values=None,
+        attention_mask=None,
+        inputs_embeds=None,  # named, because generate reads from the signature that it may be given
+        **kwargs,
     ):
         """As transformers', but where the rotary rule changes its frequencies, all tokens go through again."""
         rotary_emb, cached = self.model.rotary_emb, 0
@@ -271,6 +282,7 @@ class HfxDecoderForCausalLM(LanguageModelingHead, HfxDecoderPreTrainedModel, Gen
             next_sequence_length=next_sequence_length,
             past_key_values=past_key_values,
             attention_mask=attention_mask,
+            inputs_embeds=inputs_embeds,
             **kwargs,
         )
 
@@ -287,24 +299,23 @@ class HfxDecoderForCausalLM(LanguageModelingHead, HfxDecoderPreTrainedModel, Gen
         logits_to_keep: int | torch.Tensor = 0,
         skip_logits: bool | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
-        shift_labels: torch.LongTensor | None = None,
-        label_smoothing: float = 0.0,
-        z_loss_weight: float = 0.0,
         **kwargs,
     ) -> CausalLMOutputWithPast:
         """Logits and loss.
 
         Args, besides those of `HfxDecoderModel.forward`:
             labels: (B, T); token t + 1 is what token t is scored on; -100 is not scored.
-            shift_labels: (B, T) labels already moved to the token that predicts them; instead of `labels`.
             logits_to_keep: compute logits for the last so many tokens, or for the given indices; 0 is all.
             skip_logits: compute the loss without ever holding the logits; default: where training with labels.
             num_items_in_batch: scored tokens in the whole (accumulated) batch; the loss is the sum over it.
-            label_smoothing: weight moved from the label to all tokens alike. z_loss_weight: on log(Z)².
+            kwargs: `shift_labels` (B, T), labels already moved to the token that predicts them, instead of `labels`;
+                `label_smoothing`, weight moved from the label to all tokens alike; `z_loss_weight`, on log(Z)².
 
         Returns:
             loss (0-d), logits (B, T, V) or None, past_key_values, hidden_states, attentions.
         """
+        # not named above: the Trainer takes every argument with "label" in its name for a column that each batch has
+        loss_options = {name: kwargs.pop(name) for name in LOSS_OPTIONS if name in kwargs}
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -317,12 +328,10 @@ class HfxDecoderForCausalLM(LanguageModelingHead, HfxDecoderPreTrainedModel, Gen
         loss, logits = self.loss_and_logits(
             outputs.last_hidden_state,
             labels,
-            shift_labels,
             logits_to_keep=logits_to_keep,
             skip_logits=skip_logits,
             num_items_in_batch=num_items_in_batch,
-            label_smoothing=label_smoothing,
-            z_loss_weight=z_loss_weight,
+            **loss_options,
         )
         return CausalLMOutputWithPast(
             loss=loss,
