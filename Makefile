@@ -25,7 +25,7 @@ $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 	@touch $@
 
 quickstart: setup  ## train a small decoder on Python's own library, into outputs/quickstart
-	$(BIN)/python recipes/pretraining/train.py recipes/pretraining/quickstart.yaml
+	$(BIN)/python recipes/pretraining/train.py recipes/pretraining/quickstart.yaml --resume auto
 
 test: setup  ## the tests, short forms
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m 'not full' $(ARGS)
