@@ -46,7 +46,6 @@ from hf_ext.models.pretrained_model import (
     check_token_ids,
 )
 from hf_ext.ops.backends import eager_attention_forward
-from hf_ext.ops.mask_rule import MaskRule
 from hf_ext.ops.score_bias import ScoreBias
 
 
@@ -220,11 +219,8 @@ class HfxDecoderModel(HfxDecoderPreTrainedModel):
 
     def _masks(self, inputs_embeds, attention_mask, past_key_values, position_ids) -> dict[str, torch.Tensor]:
         """The mask of each layer type, as the attention implementation takes it."""
-        kinds = set(self.config.layer_types)
         if isinstance(attention_mask, dict):  # made by generate already
             return attention_mask
-        if isinstance(attention_mask, MaskRule):
-            return dict.fromkeys(kinds, attention_mask)
         makers = {"full_attention": create_causal_mask, "sliding_attention": create_sliding_window_causal_mask}
         return {
             kind: makers[kind](
@@ -234,7 +230,7 @@ class HfxDecoderModel(HfxDecoderPreTrainedModel):
                 past_key_values=past_key_values,
                 position_ids=position_ids,
             )
-            for kind in kinds
+            for kind in set(self.config.layer_types)
         }
 
 
