@@ -66,7 +66,8 @@ def model_card(model: PreTrainedModel, folder: str | Path, facts: RunFacts) -> M
         tags=["hf_ext", model.config.model_type],
         eval_results=results,
     )
-    changed = model.config.to_diff_dict()
+    default = type(model.config)().to_dict()
+    changed = {name: value for name, value in model.config.to_dict().items() if value != default.get(name)}
     return ModelCard.from_template(
         data,
         template_path=str(TEMPLATE),

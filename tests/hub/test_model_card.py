@@ -38,7 +38,14 @@ def test_card_is_valid_and_says_what_was_measured(tmp_path):
     assert read.data.tags == ["hf_ext", "hfx_decoder"]
     (result,) = read.data.eval_results
     assert (result.metric_type, result.metric_value) == ("perplexity", 3.4903)
-    for part in ("| perplexity | 3.4903 |", "| tokens | 1,234 |", "| qk_norm | `head` |", "![", "> import sys", "tied"):
+    for part in (
+        "| perplexity | 3.4903 |",
+        "| tokens | 1,234 |",
+        "| qk_norm | `head` |",
+        "![",
+        "import os\nimport sys",
+        "tied",
+    ):
         assert part in read.text, part
     assert str(tmp_path) not in read.content
     assert "/home/me" not in read.content
