@@ -1,5 +1,6 @@
 """The model card of a run: what was trained, on what, by which command, and what it measured."""
 
+import json
 import platform
 import re
 from dataclasses import dataclass, field
@@ -75,7 +76,7 @@ def model_card(model: PreTrainedModel, folder: str | Path, facts: RunFacts) -> M
         summary=facts.summary,
         limits=facts.limits,
         folder_name=folder_name,
-        example_prompt=repr(facts.samples[0]["prompt"] if facts.samples else "Once"),
+        example_prompt=json.dumps(facts.samples[0]["prompt"] if facts.samples else "Once"),
         metrics={name: _number(value) for name, value in facts.metrics.items()},
         curve=facts.curve,
         model_type=model.config.model_type,
