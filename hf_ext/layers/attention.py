@@ -32,6 +32,7 @@ class MultiHeadAttention(nn.Module):
         norm_eps: of that norm.
         dropout: on the weights, in training.
         scaling: on the scores; default D ** -0.5. softcap: bound on the absolute scores.
+        sinks: a learnt score for each head that takes weight without giving a value (Xiao et al. 2023, arXiv 2309.17453).
         is_causal: whether a token sees only itself and what came before, where no mask says so.
         sliding_window: tokens that a query sees, itself included; default all before it.
         layer_idx: which layer of the cache is this one's.
@@ -52,6 +53,7 @@ class MultiHeadAttention(nn.Module):
         dropout: float = 0.0,
         scaling: float | None = None,
         softcap: float | None = None,
+        sinks: bool = False,
         is_causal: bool = True,
         sliding_window: int | None = None,
         layer_idx: int | None = None,
@@ -74,6 +76,7 @@ class MultiHeadAttention(nn.Module):
         self.k_proj = nn.Linear(d_model, num_key_value_heads * self.head_dim, bias=bias)
         self.v_proj = nn.Linear(d_model, num_key_value_heads * self.head_dim, bias=bias)
         self.o_proj = nn.Linear(num_heads * self.head_dim, d_model, bias=bias if output_bias is None else output_bias)
+        self.sinks = nn.Parameter(torch.zeros(num_heads)) if sinks else None
         self.qk_norm = qk_norm
         if qk_norm is not None:
             if qk_norm not in QK_NORMS:
@@ -112,6 +115,8 @@ class MultiHeadAttention(nn.Module):
         for name in ("softcap", "sliding_window"):  # given only where there is one: not every backend knows them
             if getattr(self, name) is not None:
                 kwargs[name] = getattr(self, name)
+        if self.sinks is not None:
+            kwargs["s_aux"] = self.sinks
         output, weights = attention_interface(
             self,
             query,

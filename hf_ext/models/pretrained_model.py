@@ -6,6 +6,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import logging
 
+from hf_ext.layers.attention import MultiHeadAttention
 from hf_ext.layers.norms import UnitOffsetRMSNorm
 from hf_ext.layers.rope import RotaryEmbedding
 
@@ -33,9 +34,9 @@ class HfxPreTrainedModel(PreTrainedModel):
         Raises:
             ValueError: it doesn't; transformers passes it on where `sdpa` was asked for by name.
         """
-        for name in ("attn_logit_softcapping",):
+        for name in ("attn_logit_softcapping", "attention_sinks"):
             value = getattr(self.config, name, None)
-            if value is not None:
+            if value:
                 raise ValueError(
                     f"attn_implementation='sdpa' does not support {name}={value}; choose eager, hfx_tiled or flex_attention"
                 )
@@ -58,6 +59,8 @@ class HfxPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)  # normal(0, initializer_range) matrices and embeddings, norms of one
+        if isinstance(module, MultiHeadAttention) and module.sinks is not None:
+            init.zeros_(module.sinks)
         if isinstance(module, UnitOffsetRMSNorm):
             init.zeros_(module.weight)
         if isinstance(module, RotaryEmbedding):

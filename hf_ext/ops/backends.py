@@ -16,7 +16,7 @@ from hf_ext.ops.score_bias import ScoreBias
 
 
 # keyword arguments of transformers' attention calls that change the scores, and that no backend here computes yet
-UNSUPPORTED_OPTIONS = ("s_aux", "head_mask")
+UNSUPPORTED_OPTIONS = ("head_mask",)
 
 
 def eager_attention_forward(module, query, key, value, attention_mask: Mask, **kwargs):
@@ -45,6 +45,7 @@ def attention_options(
     softcap: float | None = None,
     sliding_window: int | None = None,
     position_bias: torch.Tensor | ScoreBias | None = None,
+    s_aux: torch.Tensor | None = None,
     **kwargs,
 ) -> dict:
     """What transformers passes to an attention call, as `eager_attention` and `flash_attention` take it.
@@ -68,6 +69,7 @@ def attention_options(
         "scaling": scaling,
         "softcap": softcap,
         "bias": position_bias,
+        "sinks": s_aux,
         "dropout": dropout,
     }
 

@@ -5,7 +5,8 @@ B batch, H query heads, K key/value heads (K divides H), T queries, S keys, D he
     scores  = scaling * Q K^T                                       Vaswani et al. 2017, arXiv 1706.03762, eq. 1
     scores  = softcap * tanh(scores / softcap)                      Gemma 2, arXiv 2408.00118, sec. 2
     scores  = scores + bias(distance)                               see `score_bias.py`
-    weights = softmax(scores over the keys that the mask allows)
+    weights = softmax(scores over the keys that the mask allows, and over the head's sink, which has no value)
+                                                                    Xiao et al. 2023, arXiv 2309.17453, sec. 3.3
     output  = dropout(weights) V
 
 A query that may see no key at all has zero weights and zero output.
@@ -37,6 +38,7 @@ def eager_attention(
     scaling: float | None = None,
     softcap: float | None = None,
     bias: torch.Tensor | ScoreBias | None = None,
+    sinks: torch.Tensor | None = None,
     dropout: float = 0.0,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Scaled dot-product attention with its weights.
@@ -49,6 +51,7 @@ def eager_attention(
         scaling: factor on the scores; default D ** -0.5.
         softcap: bound on the absolute scores, before bias and mask.
         bias: added to the scores: a `ScoreBias`, or a tensor broadcastable to (B, H, T, S).
+        sinks: (H,) score of a key without a value, seen by every query: what a head gives to it, it gives to nothing.
         dropout: probability of dropping a weight; 0 outside training.
 
     Returns:
@@ -74,7 +77,12 @@ def eager_attention(
 
     # "forbidden" is -inf in our masks and the dtype's smallest number in transformers' additive ones
     forbidden = scores <= torch.finfo(query.dtype).min / 2
-    weights = torch.softmax(scores.masked_fill(forbidden, float("-inf")), dim=-1)
+    scores = scores.masked_fill(forbidden, float("-inf"))
+    if sinks is not None:
+        column = sinks.to(scores.dtype)[None, :, None, None].expand(scores.shape[0], -1, scores.shape[2], 1)
+        weights = torch.softmax(torch.cat((scores, column), dim=-1), dim=-1)[..., :-1]
+    else:
+        weights = torch.softmax(scores, dim=-1)
     weights = weights.masked_fill(forbidden.all(dim=-1, keepdim=True), 0.0).to(query.dtype)
     weights = torch.nn.functional.dropout(weights, p=dropout, training=dropout > 0)
     return weights @ value, weights

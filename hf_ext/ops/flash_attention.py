@@ -34,6 +34,7 @@ def flash_attention(
     scaling: float | None = None,
     softcap: float | None = None,
     bias: ScoreBias | None = None,
+    sinks: torch.Tensor | None = None,
     dropout: float = 0.0,
     query_tile: int = QUERY_TILE,
     key_tile: int = KEY_TILE,
@@ -44,7 +45,7 @@ def flash_attention(
         query: (B, H, T, D). key: (B, K, S, D). value: (B, K, S, Dv); floating, of one dtype.
         mask: `MaskRule` (linear memory), or a bool (True = may see) or additive tensor broadcastable to (B, H, T, S).
             No gradient flows into an additive mask.
-        bias: a `ScoreBias`; its weight gets a gradient.
+        bias: a `ScoreBias`; its weight gets a gradient. sinks: (H,), as in `eager_attention`.
         is_causal, scaling, softcap, dropout: as in `eager_attention`. The dropped weights differ from the reference's
             for the same seed, their distribution doesn't.
         query_tile, key_tile: tile sizes in tokens; the result doesn't depend on them beyond rounding.
@@ -66,6 +67,7 @@ def flash_attention(
         key,
         value,
         None if bias is None else bias.weight,
+        sinks,
         mask,
         bias,
         is_causal,
@@ -82,7 +84,20 @@ def flash_attention(
 class _FlashAttention(torch.autograd.Function):
     @staticmethod
     def forward(
-        query, key, value, bias_weight, mask, bias, is_causal, scaling, softcap, dropout, seed, query_tile, key_tile
+        query,
+        key,
+        value,
+        bias_weight,
+        sinks,
+        mask,
+        bias,
+        is_causal,
+        scaling,
+        softcap,
+        dropout,
+        seed,
+        query_tile,
+        key_tile,
     ):
         bias = None if bias is None else bias.with_weight(bias_weight.detach())
         B, H, T, D = query.shape
@@ -114,6 +129,12 @@ class _FlashAttention(torch.autograd.Function):
                     weights = weights * _dropout_tile(weights, dropout, seed, q0, k0, S)
                 accumulator = accumulator * decay + weights @ value[:, :, None, k0:k1].to(dtype)
                 maximum = new_maximum
+            if sinks is not None:  # one more key, whose value is zero
+                sink = sinks.to(dtype).reshape(1, K, G, 1, 1)
+                new_maximum = torch.maximum(maximum, sink)
+                decay = torch.exp(maximum - new_maximum)
+                total = total * decay + torch.exp(sink - new_maximum)
+                accumulator, maximum = accumulator * decay, new_maximum
             seen = total > 0
             safe_total = total.masked_fill(~seen, 1.0)
             output[:, :, q0:q1] = (accumulator / safe_total).reshape(B, H, q1 - q0, Dv).to(query.dtype)
@@ -124,15 +145,15 @@ class _FlashAttention(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        query, key, value, bias_weight, mask, ctx.bias, *ctx.options = inputs
+        query, key, value, bias_weight, sinks, mask, ctx.bias, *ctx.options = inputs
         ctx.mask = None if isinstance(mask, torch.Tensor) else mask
         tensor_mask = mask if isinstance(mask, torch.Tensor) else None
-        ctx.save_for_backward(query, key, value, bias_weight, tensor_mask, *output)
+        ctx.save_for_backward(query, key, value, bias_weight, sinks, tensor_mask, *output)
         ctx.mark_non_differentiable(output[1])
 
     @staticmethod
     def backward(ctx, output_grad, _):
-        query, key, value, bias_weight, tensor_mask, output, log_sum_exp = ctx.saved_tensors
+        query, key, value, bias_weight, sinks, tensor_mask, output, log_sum_exp = ctx.saved_tensors
         is_causal, scaling, softcap, dropout, seed, query_tile, key_tile = ctx.options
         mask = tensor_mask if tensor_mask is not None else ctx.mask
         B, H, T, D = query.shape
@@ -140,6 +161,7 @@ class _FlashAttention(torch.autograd.Function):
         G = H // K
         dtype = log_sum_exp.dtype
         bias = None if ctx.bias is None else ctx.bias.with_weight(bias_weight.detach())
+        sinks_grad = None if sinks is None else torch.zeros_like(sinks, dtype=dtype)
         bias_grad = None
         if bias is not None and ctx.needs_input_grad[3]:
             bias_grad = torch.zeros_like(bias_weight, dtype=torch.promote_types(bias_weight.dtype, torch.float32))
@@ -154,6 +176,9 @@ class _FlashAttention(torch.autograd.Function):
             normalizer = log_sum_exp[:, :, q0:q1].reshape(B, K, G, q1 - q0, 1)
             delta = (out_grad * out).sum(dim=-1, keepdim=True)
             q_grad = torch.zeros_like(q)
+            if sinks is not None:
+                sink_weights = torch.exp(sinks.to(dtype).reshape(1, K, G, 1, 1) - normalizer)
+                sinks_grad -= (sink_weights * delta).sum(dim=(0, 3, 4)).flatten()
             for k0, k1 in _visible_key_tiles(q1, S, is_causal, key_tile):
                 allowed = _tile_mask(mask, is_causal, q0, q1, k0, k1, B, H, K, query.device)
                 if allowed is _NOTHING:
@@ -177,7 +202,9 @@ class _FlashAttention(torch.autograd.Function):
             query_grad[:, :, q0:q1] = (q_grad * scaling).reshape(B, H, q1 - q0, D).to(query.dtype)
         if bias_grad is not None:
             bias_grad = bias_grad.to(bias_weight.dtype)
-        return query_grad, key_grad.to(key.dtype), value_grad.to(value.dtype), bias_grad, *(None,) * 9
+        if sinks_grad is not None:
+            sinks_grad = sinks_grad.to(sinks.dtype)
+        return query_grad, key_grad.to(key.dtype), value_grad.to(value.dtype), bias_grad, sinks_grad, *(None,) * 9
 
 
 _NOTHING = object()

@@ -103,6 +103,12 @@ VARIANTS |= {
         "rope_parameters": {"full_attention": None, "sliding_attention": {"rope_type": "default", "rope_theta": 50.0}},
         "block_type": "parallel_two_norms",
     },
+    "attention sinks, sliding window": {
+        "attention_sinks": True,
+        "num_key_value_heads": 2,
+        "sliding_window": 4,
+        "layer_types": ["sliding_attention", "full_attention"],
+    },
     "learned positions": {"position_embedding_type": "learned", "norm_type": "layernorm"},
     "sinusoidal positions": {"position_embedding_type": "sinusoidal", "hidden_dropout": 0.0},
     "ALiBi, norm after the embeddings": {
@@ -124,7 +130,8 @@ ATTENTIONS = ("eager", "sdpa", "hfx_tiled")
 
 def attentions_for(options: dict) -> tuple[str, ...]:
     """The implementations that can compute a variant; that the others refuse is tested with the nonsense."""
-    return tuple(a for a in ATTENTIONS if a != "sdpa" or "attn_logit_softcapping" not in options)
+    beyond_sdpa = {"attn_logit_softcapping", "attention_sinks"} & set(options)
+    return tuple(a for a in ATTENTIONS if a != "sdpa" or not beyond_sdpa)
 
 
 CASES = {f"{name} ({a})": (options, a) for name, options in VARIANTS.items() for a in attentions_for(options)}
@@ -139,7 +146,11 @@ def make_model(attention: str | None = None, seed: int = 0, **options) -> HfxDec
     torch.manual_seed(seed)
     config = make_config(**options)
     config._attn_implementation = attention
-    return HfxDecoderForCausalLM(config).eval()
+    model = HfxDecoderForCausalLM(config).eval()
+    for name, parameter in model.named_parameters():
+        if name.endswith("sinks"):  # zero at the start, where a forgotten one could not be told from a small one
+            torch.nn.init.normal_(parameter, std=2.0)
+    return model
 
 
 def tokens(B: int = 2, T: int = 13, seed: int = 0) -> torch.Tensor:

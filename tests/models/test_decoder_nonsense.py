@@ -121,5 +121,7 @@ def test_attention_that_can_t_compute_the_config_is_refused_by_name():
 
 def test_option_a_backend_would_ignore_is_refused():
     model = make_model("hfx_tiled")
-    with pytest.raises(ValueError, match="attn_implementation='hfx_tiled' does not support s_aux"):
-        model(tokens(), s_aux=torch.zeros(4))
+    with pytest.raises(ValueError, match="attn_implementation='hfx_tiled' does not support head_mask"):
+        model(tokens(), head_mask=torch.zeros(4))
+    with pytest.raises(ValueError, match="attn_implementation='sdpa' does not support attention_sinks=True"):
+        make_model("sdpa", attention_sinks=True)

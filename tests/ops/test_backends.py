@@ -62,7 +62,7 @@ def test_offset_is_taken_when_the_mask_is_made():
     assert rule.dense().sum() == 3
 
 
-@pytest.mark.parametrize("option", ["s_aux", "head_mask"])
+@pytest.mark.parametrize("option", ["head_mask"])
 @pytest.mark.parametrize("attend", [eager_attention_forward, tiled_attention_forward])
 def test_options_are_not_ignored(option, attend):
     states = torch.zeros(1, 1, 3, 4)

@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 import torch
 
-from hf_ext.ops.eager_attention import eager_attention
+from hf_ext.ops.eager_attention import causal_mask, eager_attention
 from hf_ext.ops.flash_attention import flash_attention
 from hf_ext.ops.mask_rule import MaskRule
 from hf_ext.ops.score_bias import ScoreBias, alibi_slopes, relative_buckets
@@ -152,6 +152,37 @@ def test_score_bias_forward_and_backward(kind, shape):
             results.append([output, *torch.autograd.grad((output * weights).sum(), (query, key, value, weight))])
         for got, expected in zip(*results, strict=True):
             torch.testing.assert_close(got, expected, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_sinks_forward_and_backward(shape):
+    B, H, _, T, S, _ = shape
+    sinks = torch.randn(H, generator=torch.Generator().manual_seed(4)).mul(3).requires_grad_()
+    for name, mask in masks(B, T, S):
+        query, key, value = inputs(*shape)
+        results = []
+        for function in (
+            lambda *a, **k: eager_attention(*a, **k)[0],
+            partial(flash_attention, query_tile=16, key_tile=32),
+        ):
+            output = function(query, key, value, mask=mask, sinks=sinks)
+            weights = torch.randn(output.shape, generator=torch.Generator().manual_seed(3))
+            results.append([output, *torch.autograd.grad((output * weights).sum(), (query, key, value, sinks))])
+        for got, expected in zip(*results, strict=True):
+            torch.testing.assert_close(got, expected, atol=2e-5, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_sinks_are_gpt_oss_s():
+    from transformers.models.gpt_oss.modeling_gpt_oss import eager_attention_forward as theirs
+
+    query, key, value = inputs(2, 4, 2, 9, 9, 8)
+    module = torch.nn.Module()
+    module.num_key_value_groups, module.sinks = 2, torch.randn(4)
+    mask = torch.zeros(1, 1, 9, 9).masked_fill(~causal_mask(9, 9), torch.finfo(torch.float32).min)
+    expected, weights = theirs(module, query, key, value, mask, scaling=8**-0.5)
+    got, got_weights = eager_attention(query, key, value, mask=mask, sinks=module.sinks)
+    torch.testing.assert_close(got.transpose(1, 2), expected, **FP32)
+    torch.testing.assert_close(got_weights, weights, **FP32)
 
 
 def test_buckets_and_slopes_are_transformers_own():

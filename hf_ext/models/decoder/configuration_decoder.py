@@ -45,6 +45,7 @@ class HfxDecoderConfig(PretrainedConfig):
         norm_bias: of LayerNorms.
         query_pre_attn_scalar: scores are divided by its root; default head_dim.
         attn_logit_softcapping: c in c * tanh(scores / c); None for none.
+        attention_sinks: a learnt score for each head that takes weight without giving a value (GPT-OSS).
         sliding_window: tokens that a query sees, itself included, in the layers that `layer_types` calls
             "sliding_attention" (the others: "full_attention"); without `layer_types` in all layers.
         embedding_multiplier: factor on the embeddings; Gemma's is hidden_size ** 0.5.
@@ -94,6 +95,7 @@ class HfxDecoderConfig(PretrainedConfig):
     lm_head_bias: bool = False
     query_pre_attn_scalar: float | int | None = None
     attn_logit_softcapping: float | int | None = None
+    attention_sinks: bool = False
     sliding_window: int | None = None
     layer_types: list[str] | None = None
     embedding_norm: bool = False

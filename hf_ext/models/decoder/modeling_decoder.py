@@ -70,6 +70,7 @@ def decoder_block(config: HfxDecoderConfig, layer_idx: int) -> TransformerBlock:
         dropout=config.attention_dropout,
         scaling=None if config.query_pre_attn_scalar is None else config.query_pre_attn_scalar**-0.5,
         softcap=config.attn_logit_softcapping,
+        sinks=config.attention_sinks,
         sliding_window=config.sliding_window if config.layer_types[layer_idx] == "sliding_attention" else None,
         layer_idx=layer_idx,
         rope_interleave=config.rope_interleave,
