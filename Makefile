@@ -11,7 +11,7 @@ export TORCHINDUCTOR_CACHE_DIR ?= $(CACHE)/inductor
 export MPLCONFIGDIR ?= $(CACHE)/matplotlib
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help setup quickstart test test-full lint format clean
+.PHONY: help setup quickstart test test-full bench lint format clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -32,6 +32,9 @@ test: setup  ## the tests, short forms
 
 test-full: setup  ## the tests, long matrices too
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
+
+bench: setup  ## tables and plots of what costs what, into outputs/benchmarks
+	$(BIN)/python tests/benchmarks/attention.py
 
 lint: setup  ## style
 	$(BIN)/ruff check .

@@ -18,10 +18,10 @@ from hf_ext.ops.mask_rule import Mask, mask_tile
 from hf_ext.ops.score_bias import ScoreBias
 
 
-# Queries times keys in a tile. Measured on 2 AVX2 cores at T = 512 to 8192, D = 64: 128 x 512 up to 256 x 1024 are within
-# 10 % of each other; smaller tiles pay for the Python loop, larger ones fall out of the second-level cache.
+# Queries times keys in a tile. Smaller ones pay for the Python loop, larger ones leave the second-level cache and compute
+# more of what a causal mask hides; `python tests/benchmarks/attention.py --tiles` prints the times of each.
 QUERY_TILE = 256
-KEY_TILE = 512
+KEY_TILE = 256
 
 
 def flash_attention(
