@@ -34,6 +34,8 @@ test-full: setup  ## the tests, long matrices too
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 bench: setup  ## tables and plots of what costs what, into outputs/benchmarks
+	$(BIN)/python tests/benchmarks/cross_entropy.py
+	$(BIN)/python tests/benchmarks/packing.py
 	$(BIN)/python tests/benchmarks/attention.py
 
 lint: setup  ## style
