@@ -421,7 +421,6 @@ def test_int32_labels():
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_on_cuda(dtype):
     tolerance = {torch.float32: FP32, torch.bfloat16: BF16, torch.float16: FP16}[dtype]
