@@ -10,10 +10,13 @@ from hf_ext.layers.blocks import (
     ReorderedNormBlock,
     SandwichNormBlock,
 )
+from hf_ext.layers.differential_attention import DifferentialAttention
 from hf_ext.layers.feed_forward import ACTIVATIONS, FEED_FORWARDS, FeedForward, GatedFeedForward
+from hf_ext.layers.latent_attention import LatentAttention
+from hf_ext.layers.mixture_of_experts import MixtureOfExperts
 from hf_ext.layers.norms import NORMS, LayerNorm, RMSNorm, UnitOffsetRMSNorm
 from hf_ext.layers.positional_encoding import AlibiBias, LearnedPositions, RelativeBias, SinusoidalPositions
-from hf_ext.layers.rope import RoPE, RotaryEmbedding
+from hf_ext.layers.rope import AxialRotaryEmbedding, RoPE, RotaryEmbedding
 
 
 __all__ = [
@@ -22,10 +25,14 @@ __all__ = [
     "FEED_FORWARDS",
     "NORMS",
     "AlibiBias",
+    "AxialRotaryEmbedding",
+    "DifferentialAttention",
     "FeedForward",
     "GatedFeedForward",
+    "LatentAttention",
     "LayerNorm",
     "LearnedPositions",
+    "MixtureOfExperts",
     "MultiHeadAttention",
     "ParallelBlock",
     "ParallelTwoNormsBlock",

@@ -1,6 +1,7 @@
 """Multi-head attention with grouped key/value heads, QK-norm, rotary positions and a cache.
 
 B batch, H query heads, K key/value heads, T queries, S keys, D head dim.
+Its relatives: `latent_attention.py` (a compressed cache) and `differential_attention.py` (the difference of two maps).
 """
 
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from hf_ext.ops.rotary import apply_rotary
 
 
 QK_NORMS = ("head", "projection")
+OUTPUT_GATES = ("elementwise", "headwise")
 
 
 class MultiHeadAttention(nn.Module):
@@ -33,6 +35,10 @@ class MultiHeadAttention(nn.Module):
         dropout: on the weights, in training.
         scaling: on the scores; default D ** -0.5. softcap: bound on the absolute scores.
         sinks: a learnt score for each head that takes weight without giving a value (Xiao et al. 2023, arXiv 2309.17453).
+        output_gate: None, or what each head gives is multiplied by sigmoid(W x), "elementwise" (a number for each dim) or
+            "headwise" (one for each head); Qiu et al. 2025, arXiv 2505.06708.
+        value_residual: layers after the first mix their values with the first layer's, l1 * V + l2 * V_first, l1 and l2
+            learnt and 1/2 at the start; Zhou et al. 2024, arXiv 2410.17897.
         is_causal: whether a token sees only itself and what came before, where no mask says so.
         sliding_window: tokens that a query sees, itself included; default all before it.
         layer_idx: which layer of the cache is this one's.
@@ -54,6 +60,8 @@ class MultiHeadAttention(nn.Module):
         scaling: float | None = None,
         softcap: float | None = None,
         sinks: bool = False,
+        output_gate: str | None = None,
+        value_residual: bool = False,
         is_causal: bool = True,
         sliding_window: int | None = None,
         layer_idx: int | None = None,
@@ -77,6 +85,9 @@ class MultiHeadAttention(nn.Module):
         self.v_proj = nn.Linear(d_model, num_key_value_heads * self.head_dim, bias=bias)
         self.o_proj = nn.Linear(num_heads * self.head_dim, d_model, bias=bias if output_bias is None else output_bias)
         self.sinks = nn.Parameter(torch.zeros(num_heads)) if sinks else None
+        self.gate_proj = output_gate_projection(output_gate, d_model, num_heads, self.head_dim)
+        self.value_residual = value_residual
+        self.value_mix = nn.Parameter(torch.full((2,), 0.5)) if value_residual and layer_idx else None
         self.qk_norm = qk_norm
         if qk_norm is not None:
             if qk_norm not in QK_NORMS:
@@ -92,6 +103,7 @@ class MultiHeadAttention(nn.Module):
         attention_mask=None,
         past_key_values=None,
         attention_interface: Callable = eager_attention_forward,
+        first_values: list[torch.Tensor] | None = None,
         **kwargs,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Attend.
@@ -102,32 +114,51 @@ class MultiHeadAttention(nn.Module):
             attention_mask: what `attention_interface` takes; None means causal if `is_causal`, else everything.
             past_key_values: a transformers `Cache`, extended in place.
             attention_interface: `attend(module, query, key, value, mask, scaling=…, dropout=…, **kwargs)`.
+            first_values: with `value_residual`, a list that is empty at the start of the model's forward pass: the first
+                layer puts its values into it, the others read them.
 
         Returns:
             (B, T, d_model), and the weights (B, H, T, S) where the backend has them.
         """
         query, key, value = self._project(hidden_states)
+        if self.value_residual:
+            value = self._mix_values(value, first_values)
         if position_embeddings is not None:
             query, key = apply_rotary(query, key, *position_embeddings, interleaved=self.rope_interleave)
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
+        attended, weights = self._attend(query, key, value, attention_mask, attention_interface, **kwargs)
+        return self._project_output(attended, hidden_states), weights
 
+    def _attend(self, query, key, value, attention_mask, attention_interface: Callable, **kwargs):
+        """The backend's attention with this layer's options: (B, T, H, Dv) and weights, or None."""
         for name in ("softcap", "sliding_window"):  # given only where there is one: not every backend knows them
             if getattr(self, name) is not None:
                 kwargs[name] = getattr(self, name)
         if self.sinks is not None:
             kwargs["s_aux"] = self.sinks
-        output, weights = attention_interface(
-            self,
-            query,
-            key,
-            value,
-            attention_mask,
-            scaling=self.scaling,
-            dropout=self.attention_dropout if self.training else 0.0,
-            **kwargs,
+        dropout = self.attention_dropout if self.training else 0.0
+        return attention_interface(
+            self, query, key, value, attention_mask, scaling=self.scaling, dropout=dropout, **kwargs
         )
-        return self.o_proj(output.reshape(*hidden_states.shape[:-1], -1).contiguous()), weights
+
+    def _project_output(self, attended: torch.Tensor, hidden_states: torch.Tensor) -> torch.Tensor:
+        """What the heads found (B, T, H, Dv) -> (B, T, d_model)."""
+        if self.gate_proj is not None:
+            gate = torch.sigmoid(self.gate_proj(hidden_states))
+            attended = attended * gate.unflatten(-1, (attended.shape[2], -1))
+        return self.o_proj(attended.reshape(*hidden_states.shape[:-1], -1).contiguous())
+
+    def _mix_values(self, value: torch.Tensor, first_values: list[torch.Tensor] | None) -> torch.Tensor:
+        if first_values is None:
+            raise ValueError(
+                "first_values: value_residual needs a list that goes through all layers; pass an empty one"
+            )
+        if self.value_mix is None:
+            first_values[:] = [value]  # set, not appended: checkpointing runs this layer a second time
+            return value
+        own, first = self.value_mix
+        return own * value + first * first_values[0]
 
     def _project(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """(B, T, d_model) -> query (B, H, T, D), key and value (B, K, T, D)."""
@@ -139,6 +170,15 @@ class MultiHeadAttention(nn.Module):
         if self.qk_norm == "head":
             query, key = self.q_norm(query), self.k_norm(key)
         return query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
+
+
+def output_gate_projection(kind: str | None, d_model: int, num_heads: int, head_dim: int) -> nn.Linear | None:
+    """The matrix of an output gate over heads of `head_dim`; None without one."""
+    if kind is None:
+        return None
+    if kind not in OUTPUT_GATES:
+        raise ValueError(f"output_gate={kind!r}: must be None or one of {', '.join(OUTPUT_GATES)}")
+    return nn.Linear(d_model, num_heads * (head_dim if kind == "elementwise" else 1), bias=False)
 
 
 def check_heads(d_model: int, num_heads: int, num_key_value_heads: int, head_dim: int | None) -> None:

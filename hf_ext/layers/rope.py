@@ -3,7 +3,13 @@
 import torch
 from torch import nn
 
-from hf_ext.ops.rotary import check_rope_parameters, document_lengths, rope_frequencies, rotary_cos_sin
+from hf_ext.ops.rotary import (
+    check_rope_parameters,
+    cos_sin_by_dim,
+    document_lengths,
+    rope_frequencies,
+    rotary_cos_sin,
+)
 
 
 # Rules whose frequencies change once a sequence outgrows the length that the model was trained on.
@@ -79,6 +85,54 @@ class RotaryEmbedding(nn.Module):
         if self.depends_on_length:
             inv_freq, _ = self.frequencies(document_lengths(position_ids))
         return rotary_cos_sin(position_ids, inv_freq, self.attention_scaling, self.interleaved, dtype)
+
+
+class AxialRotaryEmbedding(RotaryEmbedding):
+    """Rotary positions in two dimensions: half of the pairs turn with the row, half with the column; Heo et al. 2024,
+    arXiv 2403.13298, eq. 4. Scores then depend on how many rows and how many columns apart two tokens are.
+
+    Args:
+        dim: size of a head, a multiple of 4; rows and columns have the frequencies of a head of dim / 2 each.
+        grid_width: columns of the image whose tokens come row by row; needed where positions are single numbers.
+        max_position_embeddings: rows, or columns, the model is made for. Others: as in `RotaryEmbedding`.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        grid_width: int | None = None,
+        max_position_embeddings: int = 2048,
+        *,
+        interleaved: bool = False,
+        rope_parameters: dict | None = None,
+    ):
+        check_axial(dim, grid_width, rope_parameters)
+        super().__init__(dim // 2, max_position_embeddings, interleaved=interleaved, rope_parameters=rope_parameters)
+        self.grid_width = grid_width
+
+    def forward(
+        self, position_ids: torch.Tensor, *, dtype: torch.dtype = torch.float32
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """cos and sin, (B, T, R) of `dtype`, for positions row * grid_width + column (B, T), or row and column (B, T, 2)."""
+        if position_ids.ndim == 2:
+            if self.grid_width is None:
+                raise ValueError(
+                    "position_ids: single numbers need grid_width; give it, or (row, column) for each token"
+                )
+            position_ids = torch.stack((position_ids // self.grid_width, position_ids % self.grid_width), dim=-1)
+        angles = position_ids[..., None].to(torch.float32) * self.inv_freq  # (B, T, 2, R/4)
+        return cos_sin_by_dim(angles.flatten(-2), self.attention_scaling, self.interleaved, dtype)
+
+
+def check_axial(dim: int, grid_width: int | None, rope_parameters: dict | None) -> None:
+    """Raises ValueError for what can't turn in two dimensions."""
+    if dim % 4:
+        raise ValueError(f"head_dim={dim}: must be a multiple of 4 to turn with rows and columns")
+    if grid_width is not None and grid_width < 1:
+        raise ValueError(f"rope_grid_width={grid_width}: must be at least 1")
+    rule = (rope_parameters or {}).get("rope_type", "default")
+    if rule in LENGTH_DEPENDENT:
+        raise ValueError(f"rope_type={rule!r}: depends on the length of a row of tokens; a grid has none, use another")
 
 
 RoPE = RotaryEmbedding

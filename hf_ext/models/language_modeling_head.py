@@ -1,17 +1,17 @@
 """Hidden states to logits and loss: what every language-modelling head of ours does, with and without the logits."""
 
 import torch
-from torch import nn
 from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils import logging
 
+from hf_ext.layers.plain_linear import why_not_plain
 from hf_ext.models.pretrained_model import check_labels
+from hf_ext.models.scored_tokens import next_token_labels
 from hf_ext.ops.cross_entropy import cross_entropy, linear_cross_entropy
 
 
 logger = logging.get_logger(__name__)
 
-IGNORE_INDEX = -100
 # keyword arguments of a forward that are the loss's, not the body's
 LOSS_OPTIONS = ("shift_labels", "label_smoothing", "z_loss_weight")
 
@@ -60,7 +60,7 @@ class LanguageModelingHead:
 
         keeps_all = isinstance(logits_to_keep, int) and logits_to_keep == 0
         skip_logits = self.training if skip_logits is None else skip_logits
-        obstacle = why_not_chunked(self.lm_head)
+        obstacle = why_not_plain(self.lm_head)
         if obstacle is not None and skip_logits:
             logger.warning_once(f"lm_head {obstacle}: the loss is computed from whole logits")
         if obstacle is None and (skip_logits or not keeps_all):
@@ -83,21 +83,3 @@ class LanguageModelingHead:
         logits = self.lm_head(hidden_states)
         softcap = self.config.final_logit_softcapping
         return logits if softcap is None else softcap * torch.tanh(logits / softcap)
-
-
-def next_token_labels(labels: torch.Tensor) -> torch.Tensor:
-    """(B, T) labels moved one to the left: what each token is to predict; the last one predicts nothing."""
-    return nn.functional.pad(labels, (0, 1), value=IGNORE_INDEX)[..., 1:]
-
-
-def why_not_chunked(lm_head: nn.Module) -> str | None:
-    """None where the head is a plain matrix that may be read directly, else what it is."""
-    if type(lm_head) is not nn.Linear:
-        return f"is a {type(lm_head).__module__}.{type(lm_head).__name__}"
-    if type(lm_head.weight) not in (nn.Parameter, torch.Tensor):
-        return f"has a {type(lm_head.weight).__name__} weight"
-    if lm_head.weight.shape != (lm_head.out_features, lm_head.in_features):
-        return "has its weight partitioned"
-    if lm_head._forward_pre_hooks or lm_head._forward_hooks or hasattr(lm_head, "_hf_hook"):
-        return "has hooks on it"
-    return None

@@ -7,6 +7,8 @@ from transformers import initialization as init
 from transformers.utils import logging
 
 from hf_ext.layers.attention import MultiHeadAttention
+from hf_ext.layers.differential_attention import LAMBDA_STD, LAMBDA_VECTORS, DifferentialAttention
+from hf_ext.layers.mixture_of_experts import Experts, Router
 from hf_ext.layers.norms import UnitOffsetRMSNorm
 from hf_ext.layers.rope import RotaryEmbedding
 
@@ -27,6 +29,8 @@ class HfxPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
+    # a step of 1e-3 would be lost in bf16
+    _keep_in_fp32_modules_strict = {"e_score_correction_bias", "expert_load"}
 
     def _sdpa_can_dispatch(self, is_init_check: bool = False) -> bool:
         """Whether `sdpa` computes what the config asks for.
@@ -61,6 +65,19 @@ class HfxPreTrainedModel(PreTrainedModel):
         super()._init_weights(module)  # normal(0, initializer_range) matrices and embeddings, norms of one
         if isinstance(module, MultiHeadAttention) and module.sinks is not None:
             init.zeros_(module.sinks)
+        if isinstance(module, MultiHeadAttention) and module.value_mix is not None:
+            init.constant_(module.value_mix, 0.5)
+        if isinstance(module, DifferentialAttention):
+            for name in LAMBDA_VECTORS:
+                init.normal_(getattr(module, name), std=LAMBDA_STD)
+        if isinstance(module, Router):
+            init.normal_(module.weight, std=self.config.initializer_range)
+            if module.e_score_correction_bias is not None:
+                init.zeros_(module.e_score_correction_bias)
+                init.zeros_(module.expert_load)
+        if isinstance(module, Experts):
+            for parameter in module.parameters():
+                init.normal_(parameter, std=self.config.initializer_range)
         if isinstance(module, UnitOffsetRMSNorm):
             init.zeros_(module.weight)
         if isinstance(module, RotaryEmbedding):

@@ -74,6 +74,28 @@ def attention_options(
     }
 
 
+# implementations that take values of another size than queries and keys, in linear memory
+UNEQUAL_HEAD_DIMS = ("eager", "flex_attention", "hfx_tiled")
+
+
+def with_equal_head_dims(implementation: str, attend: Callable) -> Callable:
+    """`attend`, called with queries, keys and values of one size: zeros fill up the smaller ones and change no product.
+
+    Flash kernels want it; without it torch's sdpa takes its slow path, quadratic in memory.
+    """
+    if implementation in UNEQUAL_HEAD_DIMS:
+        return attend
+
+    def attend_filled_up(module, query, key, value, attention_mask, **kwargs):
+        D, value_dim = query.shape[-1], value.shape[-1]
+        query, key = (torch.nn.functional.pad(x, (0, max(0, value_dim - D))) for x in (query, key))
+        value = torch.nn.functional.pad(value, (0, max(0, D - value_dim)))
+        output, weights = attend(module, query, key, value, attention_mask, **kwargs)
+        return output[..., :value_dim], weights
+
+    return attend_filled_up
+
+
 def tiled_mask(
     batch_size: int,
     q_length: int,

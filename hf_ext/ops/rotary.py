@@ -198,14 +198,19 @@ def rope_frequencies(
     return ROPE_RULES[rope_type](head_dim, rope_theta, **parameters)
 
 
-def document_lengths(position_ids: torch.Tensor) -> torch.Tensor:
-    """Of each token, 1 + the largest position in its document: int64, (..., T) as `position_ids`.
+def document_indices(position_ids: torch.Tensor) -> torch.Tensor:
+    """Of each token, which document of its row it is of, counted from 0: int64, (..., T) as `position_ids`.
 
     A document begins wherever the position isn't the one before plus 1, which is how packed rows and left padding look.
     """
-    position_ids = position_ids.to(torch.int64)
     previous = pad(position_ids, (1, 0), value=-2)[..., :-1]  # the first token begins a document, whatever its position
-    document = (position_ids != previous + 1).cumsum(dim=-1) - 1
+    return (position_ids != previous + 1).cumsum(dim=-1) - 1
+
+
+def document_lengths(position_ids: torch.Tensor) -> torch.Tensor:
+    """Of each token, 1 + the largest position in its document: int64, (..., T) as `position_ids`."""
+    position_ids = position_ids.to(torch.int64)
+    document = document_indices(position_ids)
     last = torch.zeros_like(document).scatter_reduce(-1, document, position_ids, "amax")
     return last.gather(-1, document) + 1
 
@@ -227,6 +232,13 @@ def rotary_cos_sin(
         100,000 the numbers of bf16 are 512 tokens apart.
     """
     angles = position_ids[..., None].to(torch.float32) * inv_freq.to(torch.float32)
+    return cos_sin_by_dim(angles, attention_scaling, interleaved, dtype)
+
+
+def cos_sin_by_dim(
+    angles: torch.Tensor, attention_scaling: float, interleaved: bool, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Angles (B, T, R/2), one for each pair of dims -> cos and sin (B, T, R) of `dtype`, laid out for `apply_rotary`."""
     cos = (angles.cos() * attention_scaling).to(dtype)
     sin = (angles.sin() * attention_scaling).to(dtype)
     if interleaved:

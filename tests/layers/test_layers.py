@@ -7,6 +7,7 @@ from torch import nn
 from hf_ext.layers import (
     ACTIVATIONS,
     BLOCKS,
+    AxialRotaryEmbedding,
     FeedForward,
     GatedFeedForward,
     LayerNorm,
@@ -16,6 +17,7 @@ from hf_ext.layers import (
     RotaryEmbedding,
     UnitOffsetRMSNorm,
 )
+from hf_ext.ops.rotary import apply_rotary_to
 
 
 # one layer in fp32: a few ulp
@@ -164,3 +166,42 @@ def test_textbook_lines():
     cos_sin = rope(torch.arange(10)[None])
     assert attention(torch.randn(1, 10, 512), position_embeddings=cos_sin)[0].shape == (1, 10, 512)
     assert RoPE(dim=512, max_position_embeddings=2048).inv_freq.shape == (256,)
+
+
+def test_axial_rotary_is_two_rotations():
+    """Rows turn the first half of the pairs, columns the second, as in transformers' Qwen2-VL."""
+    from transformers.models.qwen2_vl.configuration_qwen2_vl import Qwen2VLVisionConfig
+    from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLVisionRotaryEmbedding
+
+    rope = AxialRotaryEmbedding(dim=16, grid_width=3)
+    cos, sin = rope(torch.arange(6)[None])
+    rows_columns = torch.tensor([[t // 3, t % 3] for t in range(6)])
+    theirs = Qwen2VLVisionRotaryEmbedding(Qwen2VLVisionConfig(embed_dim=32, num_heads=2))
+    their_cos, their_sin = theirs(cos, rows_columns)
+    torch.testing.assert_close(cos[0], their_cos)
+    torch.testing.assert_close(sin[0], their_sin)
+    torch.testing.assert_close(rope(rows_columns[None])[0], cos)
+
+
+@pytest.mark.parametrize("interleaved", [False, True])
+def test_axial_scores_depend_on_the_offset_alone(interleaved):
+    rope = AxialRotaryEmbedding(dim=16, grid_width=10, interleaved=interleaved)
+    query, key = x(1, 1, 1, 16), x(1, 1, 1, 16).flip(-1)
+
+    def score(query_at, key_at):
+        q = apply_rotary_to(query, *rope(torch.tensor([[query_at]])), interleaved)
+        k = apply_rotary_to(key, *rope(torch.tensor([[key_at]])), interleaved)
+        return float((q * k).sum())
+
+    # 2 rows down and 1 column left, wherever it starts
+    assert score((2, 5), (4, 4)) == pytest.approx(score((0, 1), (2, 0)), abs=1e-5)
+    assert score((2, 5), (4, 4)) != pytest.approx(score((2, 5), (4, 5)), abs=1e-3)
+
+
+def test_axial_refusals():
+    with pytest.raises(ValueError, match="head_dim=6: must be a multiple of 4"):
+        AxialRotaryEmbedding(dim=6, grid_width=3)
+    with pytest.raises(ValueError, match="rope_type='dynamic': depends on the length"):
+        AxialRotaryEmbedding(dim=8, grid_width=3, rope_parameters={"rope_type": "dynamic", "factor": 2.0})
+    with pytest.raises(ValueError, match="position_ids: single numbers need grid_width"):
+        AxialRotaryEmbedding(dim=8)(torch.arange(4)[None])

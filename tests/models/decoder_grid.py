@@ -125,6 +125,75 @@ VARIANTS |= {
     },
 }
 
+VARIANTS |= {
+    "output gate by dim, value residual": {
+        "attention_output_gate": "elementwise",
+        "value_residual": True,
+        "num_key_value_heads": 2,
+        "qk_norm": "head",
+    },
+    "output gate by head, value residual, sliding and global, ReLU²": {
+        "attention_output_gate": "headwise",
+        "value_residual": True,
+        "mlp_type": "plain",
+        "hidden_act": "relu2",
+        "sliding_window": 4,
+        "layer_types": ["full_attention", "sliding_attention"],
+    },
+    "differential": {"attention_type": "differential", "num_key_value_heads": 2},
+    "differential, ALiBi, gated, sliding": {
+        "attention_type": "differential",
+        "position_embedding_type": "alibi",
+        "attention_output_gate": "headwise",
+        "sliding_window": 4,
+        "layer_types": ["sliding_attention", "full_attention"],
+    },
+    "latent, queries too, interleaved": {
+        "attention_type": "latent",
+        "q_lora_rank": 12,
+        "kv_lora_rank": 20,
+        "qk_nope_head_dim": 6,
+        "qk_rope_head_dim": 4,
+        "v_head_dim": 8,
+        "rope_interleave": True,
+    },
+    "latent, sliding and global, sinks, gated": {
+        "attention_type": "latent",
+        "attention_sinks": True,
+        "attention_output_gate": "elementwise",
+        "sliding_window": 4,
+        "layer_types": ["sliding_attention", "full_attention"],
+    },
+    "latent, relative bias, softcap, sandwich": {
+        "attention_type": "latent",
+        "position_embedding_type": "relative",
+        "relative_attention_num_buckets": 8,
+        "relative_attention_max_distance": 12,
+        "attn_logit_softcapping": 2.0,
+        "block_type": "sandwich",
+    },
+    "rotary by row and column": {"rope_grid_width": 4},
+    "mixture of experts": {"num_experts": 5, "num_key_value_heads": 2, "router_z_loss_coef": 0.1},
+    "shared experts, sigmoid scores, balance bias, first layer dense": {
+        "num_experts": 6,
+        "num_experts_per_tok": 3,
+        "moe_intermediate_size": 20,
+        "num_shared_experts": 2,
+        "router_scores": "sigmoid",
+        "routed_scaling_factor": 2.5,
+        "router_balance_bias": True,
+        "mlp_layer_types": ["dense", "sparse"],
+    },
+    "plain experts, not normalized, parallel": {
+        "num_experts": 4,
+        "norm_topk_prob": False,
+        "mlp_type": "plain",
+        "hidden_act": "gelu",
+        "block_type": "parallel",
+    },
+    "two further tokens predicted": {"num_nextn_predict_layers": 2, "value_residual": True},
+}
+
 ATTENTIONS = ("eager", "sdpa", "hfx_tiled")
 
 
@@ -150,6 +219,10 @@ def make_model(attention: str | None = None, seed: int = 0, **options) -> HfxDec
     for name, parameter in model.named_parameters():
         if name.endswith("sinks"):  # zero at the start, where a forgotten one could not be told from a small one
             torch.nn.init.normal_(parameter, std=2.0)
+        if name.endswith("value_mix"):
+            torch.nn.init.uniform_(parameter, 0.3, 1.0)
+        if "lambda_" in name:
+            torch.nn.init.normal_(parameter, std=0.5)
     return model
 
 

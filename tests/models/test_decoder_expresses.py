@@ -8,6 +8,10 @@ import torch
 from transformers import (
     BloomConfig,
     BloomForCausalLM,
+    DeepseekV3Config,
+    DeepseekV3ForCausalLM,
+    DiffLlamaConfig,
+    DiffLlamaForCausalLM,
     Gemma2Config,
     Gemma2ForCausalLM,
     GPT2Config,
@@ -18,6 +22,8 @@ from transformers import (
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
     Olmo2Config,
     Olmo2ForCausalLM,
     PhiConfig,
@@ -26,6 +32,8 @@ from transformers import (
     Qwen2ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
 )
 
 from hf_ext.models import HfxDecoderConfig, HfxDecoderForCausalLM
@@ -243,6 +251,88 @@ CASES = {
     ),
 }
 
+LATENT = {"kv_lora_rank": 20, "q_lora_rank": 12, "qk_nope_head_dim": 6, "qk_rope_head_dim": 4, "v_head_dim": 8}
+CASES |= {
+    "mixtral": (
+        MixtralForCausalLM,
+        MixtralConfig(
+            **SIZES,
+            **GROUPED,
+            num_local_experts=5,
+            num_experts_per_tok=2,
+            rms_norm_eps=1e-6,
+            rope_parameters=default_rope(500.0),
+        ),
+        {**GROUPED, "num_experts": 5, "num_experts_per_tok": 2, "rope_parameters": default_rope(500.0)},
+        {},
+        None,
+    ),
+    "qwen3 moe": (
+        Qwen3MoeForCausalLM,
+        Qwen3MoeConfig(
+            **SIZES,
+            **GROUPED,
+            head_dim=16,
+            num_local_experts=6,
+            num_experts_per_tok=3,
+            moe_intermediate_size=20,
+            norm_topk_prob=False,
+            mlp_only_layers=[0],
+            rope_parameters=default_rope(),
+        ),
+        {
+            **GROUPED,
+            "head_dim": 16,
+            "qk_norm": "head",
+            "num_experts": 6,
+            "num_experts_per_tok": 3,
+            "moe_intermediate_size": 20,
+            "norm_topk_prob": False,
+            "mlp_layer_types": ["dense", "sparse"],
+        },
+        {},
+        None,
+    ),
+    "deepseek v3": (
+        DeepseekV3ForCausalLM,
+        DeepseekV3Config(
+            **SIZES,
+            **LATENT,
+            num_key_value_heads=4,
+            n_routed_experts=6,
+            num_experts_per_tok=3,
+            n_group=1,
+            topk_group=1,
+            n_shared_experts=2,
+            moe_intermediate_size=20,
+            first_k_dense_replace=1,
+            rope_parameters=default_rope(),
+        ),
+        {
+            **LATENT,
+            "attention_type": "latent",
+            "rope_interleave": True,
+            "num_experts": 6,
+            "num_experts_per_tok": 3,
+            "num_shared_experts": 2,
+            "moe_intermediate_size": 20,
+            "router_scores": "sigmoid",
+            "routed_scaling_factor": 2.5,
+            "router_balance_bias": True,
+            "mlp_layer_types": ["dense", "sparse"],
+        },
+        {},
+        None,
+    ),
+    "diffllama": (
+        DiffLlamaForCausalLM,
+        DiffLlamaConfig(**SIZES, **GROUPED, head_dim=8, rms_norm_eps=1e-6, rope_parameters=default_rope()),
+        {**GROUPED, "attention_type": "differential"},
+        {},
+        None,
+    ),
+}
+
 
 def both(name: str):
     """Their model and ours with the same weights, in eval mode and eager attention."""
@@ -253,6 +343,9 @@ def both(name: str):
     for parameter in theirs.parameters():
         if parameter.ndim == 1:  # biases of zero and norms of one would hide what is left out
             torch.nn.init.normal_(parameter, std=0.3)
+    for name, buffer in theirs.named_buffers():
+        if name.endswith("e_score_correction_bias"):  # zero at the start
+            torch.nn.init.normal_(buffer, std=0.3)
     rope = {} if "position_embedding_type" in options else {"rope_parameters": default_rope()}
     config = HfxDecoderConfig(**{**SIZES, **rope, **options})
     ours = HfxDecoderForCausalLM._from_config(config, attn_implementation="eager").eval()

@@ -5,16 +5,22 @@ import math
 from huggingface_hub.dataclasses import strict
 from transformers import PretrainedConfig
 
-from hf_ext.layers.attention import QK_NORMS, check_heads
+from hf_ext.layers.attention import OUTPUT_GATES, QK_NORMS, check_heads
 from hf_ext.layers.blocks import BLOCKS
+from hf_ext.layers.differential_attention import check_pairs
 from hf_ext.layers.feed_forward import ACTIVATIONS, FEED_FORWARDS
+from hf_ext.layers.mixture_of_experts import ROUTER_SCORES
 from hf_ext.layers.norms import NORMS
+from hf_ext.layers.rope import check_axial
 from hf_ext.models.configuration_choices import check_choice
 from hf_ext.ops.rotary import check_rope_parameters
 
 
+ATTENTION_TYPES = ("multi_head", "differential", "latent")
+LATENT_FIELDS = ("q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
 POSITIONS = ("rope", "learned", "sinusoidal", "alibi", "relative", "none")
 LAYER_TYPES = ("full_attention", "sliding_attention")
+MLP_LAYER_TYPES = ("dense", "sparse")
 
 
 @strict
@@ -39,6 +45,7 @@ class HfxDecoderConfig(PretrainedConfig):
         embedding_norm: a norm right after the embeddings (BLOOM).
         rope_parameters: transformers' dict (rope_type, rope_theta, factor, …), or one for each layer type, by its name;
             None in place of a dict: no positions in those layers.
+        rope_grid_width: columns of an image whose tokens come row by row: rotate by row and column (`AxialRotaryEmbedding`).
         rope_interleave: rotate neighbouring dims (GPT-J) instead of halves (Llama).
         max_position_embeddings: tokens in a row the model is made for.
         attention_bias, attention_output_bias (default attention_bias), mlp_bias, lm_head_bias: biases of the matrices.
@@ -46,9 +53,25 @@ class HfxDecoderConfig(PretrainedConfig):
         query_pre_attn_scalar: scores are divided by its root; default head_dim.
         attn_logit_softcapping: c in c * tanh(scores / c); None for none.
         attention_sinks: a learnt score for each head that takes weight without giving a value (GPT-OSS).
+        attention_type: "multi_head", "differential" (the difference of two maps, `DifferentialAttention`) or "latent"
+            (DeepSeek's, `LatentAttention`, with its compressed cache).
+        kv_lora_rank, q_lora_rank, qk_nope_head_dim, qk_rope_head_dim, v_head_dim: of latent attention. Defaults: 4 head_dim,
+            None (no latent for queries), head_dim, head_dim / 2, head_dim; head_dim then becomes their sum, nope + rope.
+        attention_output_gate: None, "elementwise" or "headwise": sigmoid gate on what the heads give.
+        value_residual: mix the values of each layer with the first layer's.
         sliding_window: tokens that a query sees, itself included, in the layers that `layer_types` calls
             "sliding_attention" (the others: "full_attention"); without `layer_types` in all layers.
         embedding_multiplier: factor on the embeddings; Gemma's is hidden_size ** 0.5.
+        num_experts: experts of a mixture in place of the feed-forward; 0 for none. num_experts_per_tok: chosen for a token.
+        moe_intermediate_size: width inside an expert; default intermediate_size. num_shared_experts: for every token.
+        mlp_layer_types: "sparse" (mixture) or "dense" for each layer; default all sparse where there are experts.
+        router_scores: "softmax" (Mixtral) or "sigmoid" (DeepSeek-V3). norm_topk_prob: a token's weights sum to 1.
+        routed_scaling_factor: on those weights.
+        router_aux_loss_coef, router_z_loss_coef: of the load-balancing loss and the router z-loss in training.
+        router_balance_bias: balance by a bias on the choice, moved by router_balance_rate a step (our Trainer does).
+        output_router_logits: return them.
+        num_nextn_predict_layers: further tokens predicted in training, by a block each (DeepSeek-V3's multi-token
+            prediction). mtp_loss_weight: of their mean loss.
         attention_dropout, hidden_dropout, embedding_dropout: probabilities in training.
         final_logit_softcapping: c in c * tanh(logits / c); None for none.
         initializer_range: standard deviation of new matrices.
@@ -61,6 +84,7 @@ class HfxDecoderConfig(PretrainedConfig):
 
     model_type = "hfx_decoder"
     keys_to_ignore_at_inference = ["past_key_values"]
+    attribute_map = {"num_local_experts": "num_experts"}
     base_model_tp_plan = {
         "layers.*.self_attn.q_proj": "colwise",
         "layers.*.self_attn.k_proj": "colwise",
@@ -96,6 +120,14 @@ class HfxDecoderConfig(PretrainedConfig):
     query_pre_attn_scalar: float | int | None = None
     attn_logit_softcapping: float | int | None = None
     attention_sinks: bool = False
+    attention_type: str = "multi_head"
+    q_lora_rank: int | None = None
+    kv_lora_rank: int | None = None
+    qk_nope_head_dim: int | None = None
+    qk_rope_head_dim: int | None = None
+    v_head_dim: int | None = None
+    attention_output_gate: str | None = None
+    value_residual: bool = False
     sliding_window: int | None = None
     layer_types: list[str] | None = None
     embedding_norm: bool = False
@@ -103,10 +135,26 @@ class HfxDecoderConfig(PretrainedConfig):
     qk_norm: str | None = None
     position_embedding_type: str = "rope"
     rope_parameters: dict | None = None
+    rope_grid_width: int | None = None
     rope_interleave: bool = False
     relative_attention_num_buckets: int = 32
     relative_attention_max_distance: int = 128
     max_position_embeddings: int = 2048
+    num_experts: int = 0
+    num_experts_per_tok: int = 2
+    moe_intermediate_size: int | None = None
+    num_shared_experts: int = 0
+    mlp_layer_types: list[str] | None = None
+    router_scores: str = "softmax"
+    norm_topk_prob: bool = True
+    routed_scaling_factor: float | int = 1.0
+    router_aux_loss_coef: float | int = 0.01
+    router_z_loss_coef: float | int = 0.0
+    router_balance_bias: bool = False
+    router_balance_rate: float | int = 1e-3
+    output_router_logits: bool = False
+    num_nextn_predict_layers: int = 0
+    mtp_loss_weight: float | int = 0.3
     attention_dropout: float | int = 0.0
     hidden_dropout: float | int = 0.0
     embedding_dropout: float | int = 0.0
@@ -124,9 +172,14 @@ class HfxDecoderConfig(PretrainedConfig):
         self.validate_architecture()  # before anything is derived: a plain ValueError, not a division by zero
         if self.head_dim is None:
             self.head_dim = self.hidden_size // self.num_attention_heads
+        if self.attention_type == "latent":
+            self._fill_in_latent_sizes()
         if self.intermediate_size is None:
             gated = -(-self.hidden_size * 8 // 3 // 64) * 64
             self.intermediate_size = gated if self.mlp_type == "gated" else 4 * self.hidden_size
+        if self.num_experts:
+            self.moe_intermediate_size = self.moe_intermediate_size or self.intermediate_size
+            self.mlp_layer_types = self.mlp_layer_types or ["sparse"] * self.num_hidden_layers
         if self.layer_types is None:
             every = "full_attention" if self.sliding_window is None else "sliding_attention"
             self.layer_types = [every] * self.num_hidden_layers
@@ -142,7 +195,24 @@ class HfxDecoderConfig(PretrainedConfig):
             self.validate_rope()
             for rope_parameters in self.rope_parameters_by_layer_type().values():
                 if rope_parameters is not None:
-                    check_rope_parameters(rope_parameters, self.head_dim, self.max_position_embeddings)
+                    check_rope_parameters(rope_parameters, self.rotary_dim, self.max_position_embeddings)
+                    if self.rope_grid_width is not None:
+                        check_axial(self.rotary_dim, self.rope_grid_width, rope_parameters)
+
+    def _fill_in_latent_sizes(self) -> None:
+        head_dim = self.head_dim
+        if self.qk_nope_head_dim is not None and self.qk_rope_head_dim is not None:
+            head_dim = self.qk_nope_head_dim  # filled in already, and head_dim is their sum
+        self.kv_lora_rank = 4 * head_dim if self.kv_lora_rank is None else self.kv_lora_rank
+        self.qk_nope_head_dim = head_dim if self.qk_nope_head_dim is None else self.qk_nope_head_dim
+        self.qk_rope_head_dim = head_dim // 2 if self.qk_rope_head_dim is None else self.qk_rope_head_dim
+        self.v_head_dim = head_dim if self.v_head_dim is None else self.v_head_dim
+        self.head_dim = self.qk_nope_head_dim + self.qk_rope_head_dim
+
+    @property
+    def rotary_dim(self) -> int:
+        """Dims of a head that rotary positions may turn."""
+        return self.qk_rope_head_dim if self.attention_type == "latent" else self.head_dim
 
     def validate_rope(self):
         """transformers' own check, with its KeyError as the one line that a user expects."""
@@ -169,6 +239,9 @@ class HfxDecoderConfig(PretrainedConfig):
             "head_dim",
             "max_position_embeddings",
             "relative_attention_num_buckets",
+            "num_experts_per_tok",
+            "moe_intermediate_size",
+            *LATENT_FIELDS,
         ):
             size = getattr(self, name)
             if isinstance(size, int) and size < 1:
@@ -181,6 +254,9 @@ class HfxDecoderConfig(PretrainedConfig):
             ("hidden_act", ACTIVATIONS),
             ("position_embedding_type", POSITIONS),
             ("qk_norm", (None, *QK_NORMS)),
+            ("attention_type", ATTENTION_TYPES),
+            ("attention_output_gate", (None, *OUTPUT_GATES)),
+            ("router_scores", ROUTER_SCORES),
         ):
             check_choice(name, getattr(self, name), choices)
         for name in ("attention_dropout", "hidden_dropout", "embedding_dropout"):
@@ -194,6 +270,8 @@ class HfxDecoderConfig(PretrainedConfig):
                 "buckets, and a distance above half of them"
             )
         self._validate_layer_types()
+        self._validate_attention_type()
+        self._validate_experts()
         for name in (
             "query_pre_attn_scalar",
             "attn_logit_softcapping",
@@ -215,6 +293,65 @@ class HfxDecoderConfig(PretrainedConfig):
                     raise ValueError(
                         f"{name}={token}: must be None or a token of the vocabulary 0..{self.vocab_size - 1}"
                     )
+
+    def _validate_attention_type(self) -> None:
+        if self.attention_type == "differential":
+            check_pairs(self.num_attention_heads, self.num_key_value_heads)
+        if self.attention_type == "latent":
+            if self.num_key_value_heads != self.num_attention_heads:
+                raise ValueError(
+                    f"num_key_value_heads={self.num_key_value_heads}: latent attention has a key and value for each of the "
+                    f"num_attention_heads={self.num_attention_heads}; leave it out, the cache is compressed by kv_lora_rank"
+                )
+            for name in ("qk_norm", "value_residual"):
+                if getattr(self, name):
+                    raise ValueError(
+                        f"{name}={getattr(self, name)!r}: not with attention_type='latent', whose latents have norms of "
+                        "their own; leave it out"
+                    )
+        else:
+            for name in LATENT_FIELDS:
+                if getattr(self, name) is not None:
+                    raise ValueError(
+                        f"{name}={getattr(self, name)}: has no effect with attention_type={self.attention_type!r}; "
+                        "use attention_type='latent' or leave it out"
+                    )
+        if self.rope_grid_width is not None and self.position_embedding_type != "rope":
+            raise ValueError(
+                f"rope_grid_width={self.rope_grid_width}: has no effect with position_embedding_type="
+                f"{self.position_embedding_type!r}; leave it out"
+            )
+
+    def _validate_experts(self) -> None:
+        for name in (
+            "num_experts",
+            "num_shared_experts",
+            "router_aux_loss_coef",
+            "router_z_loss_coef",
+            "router_balance_rate",
+            "num_nextn_predict_layers",
+            "mtp_loss_weight",
+        ):
+            value = getattr(self, name)
+            if not 0 <= value < math.inf:
+                raise ValueError(f"{name}={value}: must be a number and not negative")
+        if self.num_experts == 0:
+            for name in ("num_shared_experts", "moe_intermediate_size", "mlp_layer_types", "router_balance_bias"):
+                if getattr(self, name):
+                    raise ValueError(f"{name}={getattr(self, name)}: has no effect without num_experts; set that too")
+            return
+        if self.num_experts_per_tok > self.num_experts:
+            raise ValueError(f"num_experts_per_tok={self.num_experts_per_tok}: is above num_experts={self.num_experts}")
+        if self.mlp_bias:
+            raise ValueError("mlp_bias=True: experts have no biases; leave it out or set num_experts=0")
+        if self.mlp_layer_types is not None:
+            for kind in self.mlp_layer_types:
+                check_choice("mlp_layer_types", kind, MLP_LAYER_TYPES)
+            if len(self.mlp_layer_types) != self.num_hidden_layers:
+                raise ValueError(
+                    f"mlp_layer_types: {len(self.mlp_layer_types)} names for num_hidden_layers={self.num_hidden_layers}; "
+                    "give one a layer"
+                )
 
     def _validate_layer_types(self) -> None:
         if self.layer_types is None:

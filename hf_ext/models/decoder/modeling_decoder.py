@@ -14,6 +14,8 @@ from transformers.masking_utils import create_causal_mask, create_sliding_window
 from transformers.modeling_outputs import (
     BaseModelOutputWithPast,
     CausalLMOutputWithPast,
+    MoeCausalLMOutputWithPast,
+    MoeModelOutputWithPast,
     QuestionAnsweringModelOutput,
     SequenceClassifierOutputWithPast,
     TokenClassifierOutput,
@@ -21,14 +23,17 @@ from transformers.modeling_outputs import (
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
-from transformers.utils.output_capturing import capture_outputs
+from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from hf_ext.layers.attention import MultiHeadAttention
 from hf_ext.layers.blocks import BLOCKS, PostNormBlock, TransformerBlock
+from hf_ext.layers.differential_attention import DifferentialAttention
 from hf_ext.layers.feed_forward import FEED_FORWARDS
+from hf_ext.layers.latent_attention import LatentAttention
+from hf_ext.layers.mixture_of_experts import MixtureOfExperts, Router
 from hf_ext.layers.norms import NORMS, LayerNorm
 from hf_ext.layers.positional_encoding import AlibiBias, LearnedPositions, RelativeBias, SinusoidalPositions
-from hf_ext.layers.rope import RotaryEmbedding
+from hf_ext.layers.rope import AxialRotaryEmbedding, RotaryEmbedding
 from hf_ext.models.attention_inputs import (
     cached_key_positions,
     changing_frequencies,
@@ -38,15 +43,21 @@ from hf_ext.models.attention_inputs import (
 )
 from hf_ext.models.classification_heads import check_problem_type, last_token, sequence_loss, span_loss, token_loss
 from hf_ext.models.decoder.configuration_decoder import HfxDecoderConfig
+from hf_ext.models.expert_balancing import count_choices, expert_loss, routers_of
 from hf_ext.models.language_modeling_head import LOSS_OPTIONS, LanguageModelingHead
+from hf_ext.models.multi_token_prediction import MultiTokenPrediction
 from hf_ext.models.pretrained_model import (
     HfxPreTrainedModel,
     check_attention_mask,
     check_positions,
     check_token_ids,
 )
-from hf_ext.ops.backends import eager_attention_forward
+from hf_ext.models.scored_tokens import ScoredTokens, next_token_labels, scored_tokens
+from hf_ext.ops.backends import eager_attention_forward, with_equal_head_dims
 from hf_ext.ops.score_bias import ScoreBias
+
+
+ATTENTIONS = {"multi_head": MultiHeadAttention, "differential": DifferentialAttention, "latent": LatentAttention}
 
 
 def decoder_norm(config: HfxDecoderConfig) -> nn.Module:
@@ -56,32 +67,83 @@ def decoder_norm(config: HfxDecoderConfig) -> nn.Module:
     return NORMS[config.norm_type](config.hidden_size, eps=config.norm_eps)
 
 
-def decoder_block(config: HfxDecoderConfig, layer_idx: int) -> TransformerBlock:
-    """Block `layer_idx`: attention and feed-forward, wired as `config.block_type` says."""
-    attention = MultiHeadAttention(
-        config.hidden_size,
-        config.num_attention_heads,
-        num_key_value_heads=config.num_key_value_heads,
-        head_dim=config.head_dim,
-        bias=config.attention_bias,
-        output_bias=config.attention_output_bias,
-        qk_norm=config.qk_norm,
-        norm_eps=config.norm_eps,
-        dropout=config.attention_dropout,
-        scaling=None if config.query_pre_attn_scalar is None else config.query_pre_attn_scalar**-0.5,
-        softcap=config.attn_logit_softcapping,
-        sinks=config.attention_sinks,
-        sliding_window=config.sliding_window if config.layer_types[layer_idx] == "sliding_attention" else None,
-        layer_idx=layer_idx,
-        rope_interleave=config.rope_interleave,
-    )
+def decoder_attention(config: HfxDecoderConfig, layer_idx: int, layer_type: str) -> MultiHeadAttention:
+    """The attention of layer `layer_idx`, of the config's type."""
+    options = {
+        "bias": config.attention_bias,
+        "output_bias": config.attention_output_bias,
+        "norm_eps": config.norm_eps,
+        "dropout": config.attention_dropout,
+        "scaling": None if config.query_pre_attn_scalar is None else config.query_pre_attn_scalar**-0.5,
+        "softcap": config.attn_logit_softcapping,
+        "sinks": config.attention_sinks,
+        "output_gate": config.attention_output_gate,
+        "sliding_window": config.sliding_window if layer_type == "sliding_attention" else None,
+        "layer_idx": layer_idx,
+        "rope_interleave": config.rope_interleave,
+    }
+    if config.attention_type == "latent":
+        options |= {
+            "kv_lora_rank": config.kv_lora_rank,
+            "q_lora_rank": config.q_lora_rank,
+            "qk_nope_head_dim": config.qk_nope_head_dim,
+            "qk_rope_head_dim": config.qk_rope_head_dim,
+            "v_head_dim": config.v_head_dim,
+        }
+    else:
+        options |= {
+            "num_key_value_heads": config.num_key_value_heads,
+            "head_dim": config.head_dim,
+            "qk_norm": config.qk_norm,
+            # layers beyond the stack, which predict further tokens, have no first layer before them
+            "value_residual": config.value_residual and layer_idx < config.num_hidden_layers,
+        }
+    attention = ATTENTIONS[config.attention_type](config.hidden_size, config.num_attention_heads, **options)
     attention.config = config  # the layer has no use for it, transformers' flash-attn integration asks for its dtype
-    feed_forward = FEED_FORWARDS[config.mlp_type](
-        config.hidden_size, config.intermediate_size, activation=config.hidden_act, bias=config.mlp_bias
+    return attention
+
+
+def decoder_feed_forward(config: HfxDecoderConfig, mlp_type: str) -> nn.Module:
+    """The feed-forward of a layer: "dense", or "sparse", a mixture of experts."""
+    if mlp_type == "dense":
+        return FEED_FORWARDS[config.mlp_type](
+            config.hidden_size, config.intermediate_size, activation=config.hidden_act, bias=config.mlp_bias
+        )
+    return MixtureOfExperts(
+        config.hidden_size,
+        config.moe_intermediate_size,
+        config.num_experts,
+        config.num_experts_per_tok,
+        num_shared_experts=config.num_shared_experts,
+        activation=config.hidden_act,
+        mlp_type=config.mlp_type,
+        scores=config.router_scores,
+        normalize=config.norm_topk_prob,
+        scaling_factor=config.routed_scaling_factor,
+        balance_bias=config.router_balance_bias,
     )
+
+
+def decoder_block(config: HfxDecoderConfig, layer_idx: int) -> TransformerBlock:
+    """Block `layer_idx`, wired as `config.block_type` says.
+
+    Those beyond the stack, which predict further tokens, attend like the last layer and are dense.
+    """
+    in_stack = layer_idx < config.num_hidden_layers
     return BLOCKS[config.block_type](
-        attention, feed_forward, partial(decoder_norm, config), dropout=config.hidden_dropout
+        decoder_attention(config, layer_idx, config.layer_types[layer_idx if in_stack else -1]),
+        decoder_feed_forward(config, config.mlp_layer_types[layer_idx] if config.num_experts and in_stack else "dense"),
+        partial(decoder_norm, config),
+        dropout=config.hidden_dropout,
     )
+
+
+def decoder_rotary(config: HfxDecoderConfig, rope_parameters: dict) -> RotaryEmbedding:
+    """Rotary positions along the row, or by row and column of a grid."""
+    options = {"interleaved": config.rope_interleave, "rope_parameters": rope_parameters}
+    if config.rope_grid_width is None:
+        return RotaryEmbedding(config.rotary_dim, config.max_position_embeddings, **options)
+    return AxialRotaryEmbedding(config.rotary_dim, config.rope_grid_width, config.max_position_embeddings, **options)
 
 
 class HfxDecoderPreTrainedModel(HfxPreTrainedModel):
@@ -89,7 +151,11 @@ class HfxDecoderPreTrainedModel(HfxPreTrainedModel):
     config: HfxDecoderConfig
     base_model_prefix = "model"
     _no_split_modules = [block.__name__ for block in BLOCKS.values()]
-    _can_record_outputs = {"hidden_states": TransformerBlock, "attentions": MultiHeadAttention}
+    _can_record_outputs = {
+        "hidden_states": TransformerBlock,
+        "attentions": MultiHeadAttention,
+        "router_logits": OutputRecorder(Router, index=0),
+    }
 
 
 class HfxDecoderModel(HfxDecoderPreTrainedModel):
@@ -112,12 +178,7 @@ class HfxDecoderModel(HfxDecoderPreTrainedModel):
         if config.position_embedding_type == "rope":
             for kind, rope_parameters in config.rope_parameters_by_layer_type().items():
                 if rope_parameters is not None:
-                    self.rotary_emb[kind] = RotaryEmbedding(
-                        config.head_dim,
-                        config.max_position_embeddings,
-                        interleaved=config.rope_interleave,
-                        rope_parameters=rope_parameters,
-                    )
+                    self.rotary_emb[kind] = decoder_rotary(config, rope_parameters)
         self.position_bias = None  # one for all layers
         if config.position_embedding_type == "alibi":
             self.position_bias = AlibiBias(config.num_attention_heads)
@@ -171,42 +232,55 @@ class HfxDecoderModel(HfxDecoderPreTrainedModel):
         if past_key_values is not None:
             check_cached_frequencies(self.rotary_emb, past_key_values, position_ids)
 
-        # both made before a new cache is: packed rows are looked for only where there is none yet
-        biases = self._position_biases(position_ids, past_key_values)
-        masks = self._masks(inputs_embeds, attention_mask, past_key_values, position_ids)
+        # made before a new cache is: packed rows are looked for only where there is none yet
+        inputs_by_kind = self.attention_inputs(inputs_embeds, attention_mask, past_key_values, position_ids)
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
 
-        mask_and_bias = {
-            kind: join_mask_and_bias(self.config._attn_implementation, mask, biases.get(kind), inputs_embeds)
-            for kind, mask in masks.items()
-        }
-
-        hidden_states = inputs_embeds
-        if self.config.embedding_multiplier is not None:
-            # rounded to the states' dtype before it multiplies, as Gemma does
-            hidden_states = hidden_states * torch.tensor(self.config.embedding_multiplier, dtype=hidden_states.dtype)
+        hidden_states = self.scale_embeddings(inputs_embeds)
         if self.embed_positions is not None:
             if self.config.position_embedding_type == "learned":
                 check_positions(position_ids, self.config.max_position_embeddings)
             hidden_states = hidden_states + self.embed_positions(position_ids).to(hidden_states.dtype)
         hidden_states = self.embedding_dropout(self.embedding_norm(hidden_states))
-        angles = {kind: rope(position_ids, dtype=hidden_states.dtype) for kind, rope in self.rotary_emb.items()}
-        attention_interface = ALL_ATTENTION_FUNCTIONS.get_interface(
-            self.config._attn_implementation, eager_attention_forward
-        )
+        if self.config.value_residual:
+            kwargs["first_values"] = []
         for kind, block in zip(self.config.layer_types, self.layers, strict=True):
             hidden_states = block(
                 hidden_states,
-                **mask_and_bias[kind],
-                position_embeddings=angles.get(kind),
-                position_ids=position_ids,
+                **inputs_by_kind[kind],
                 past_key_values=past_key_values,
                 use_cache=use_cache,
-                attention_interface=attention_interface,
                 **kwargs,
             )
-        return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values)
+        output_class = MoeModelOutputWithPast if self.config.num_experts else BaseModelOutputWithPast
+        return output_class(last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values)
+
+    def scale_embeddings(self, inputs_embeds: torch.Tensor) -> torch.Tensor:
+        """Token embeddings times `embedding_multiplier`."""
+        if self.config.embedding_multiplier is None:
+            return inputs_embeds
+        # rounded to the states' dtype before it multiplies, as Gemma does
+        return inputs_embeds * torch.tensor(self.config.embedding_multiplier, dtype=inputs_embeds.dtype)
+
+    def attention_inputs(self, inputs_embeds, attention_mask, past_key_values, position_ids) -> dict[str, dict]:
+        """Layer type -> what its blocks are called with besides the hidden states: mask, bias, rotation, backend."""
+        biases = self._position_biases(position_ids, past_key_values)
+        masks = self._masks(inputs_embeds, attention_mask, past_key_values, position_ids)
+        angles = {kind: rope(position_ids, dtype=inputs_embeds.dtype) for kind, rope in self.rotary_emb.items()}
+        implementation = self.config._attn_implementation
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
+        if self.config.attention_type != "multi_head":  # values are of another size than queries and keys
+            attend = with_equal_head_dims(implementation, attend)
+        return {
+            kind: {
+                **join_mask_and_bias(implementation, mask, biases.get(kind), inputs_embeds),
+                "position_embeddings": angles.get(kind),
+                "position_ids": position_ids,
+                "attention_interface": attend,
+            }
+            for kind, mask in masks.items()
+        }
 
     def _position_biases(self, position_ids, past_key_values) -> dict[str, ScoreBias]:
         """The score bias of each layer type; empty without one."""
@@ -247,6 +321,12 @@ class HfxDecoderForCausalLM(LanguageModelingHead, HfxDecoderPreTrainedModel, Gen
         self.model = HfxDecoderModel(config)
         self.vocab_size = config.vocab_size
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=config.lm_head_bias)
+        self.mtp = None
+        if config.num_nextn_predict_layers:
+            layers = range(config.num_hidden_layers, config.num_hidden_layers + config.num_nextn_predict_layers)
+            self.mtp = MultiTokenPrediction(
+                config.hidden_size, [decoder_block(config, i) for i in layers], partial(decoder_norm, config)
+            )
         self.post_init()
 
     def prepare_inputs_for_generation(
@@ -313,6 +393,11 @@ class HfxDecoderForCausalLM(LanguageModelingHead, HfxDecoderPreTrainedModel, Gen
         """
         # not named above: the Trainer takes every argument with "label" in its name for a column that each batch has
         loss_options = {name: kwargs.pop(name) for name in LOSS_OPTIONS if name in kwargs}
+        targets = loss_options.get("shift_labels") if labels is None else next_token_labels(labels)
+        in_training = self.training and targets is not None
+        returns_router_logits = kwargs.pop("output_router_logits", self.config.output_router_logits)
+        if self.config.num_experts:
+            kwargs["output_router_logits"] = returns_router_logits or in_training
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -330,13 +415,61 @@ class HfxDecoderForCausalLM(LanguageModelingHead, HfxDecoderPreTrainedModel, Gen
             num_items_in_batch=num_items_in_batch,
             **loss_options,
         )
-        return CausalLMOutputWithPast(
-            loss=loss,
-            logits=logits,
-            past_key_values=outputs.past_key_values,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
+        if in_training and (self.config.num_experts or self.mtp is not None):
+            tokens = scored_tokens(
+                targets.to(outputs.last_hidden_state.device), attention_mask, position_ids, num_items_in_batch
+            )
+            if self.config.num_experts:
+                loss = loss + self.expert_loss(outputs.router_logits, tokens)
+            if self.mtp is not None:
+                inputs_embeds = self.model.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+                loss = loss + self.multi_token_loss(
+                    outputs.last_hidden_state, inputs_embeds, tokens, attention_mask, position_ids
+                )
+        returned = {
+            "loss": loss,
+            "logits": logits,
+            "past_key_values": outputs.past_key_values,
+            "hidden_states": outputs.hidden_states,
+            "attentions": outputs.attentions,
+        }
+        if not self.config.num_experts:
+            return CausalLMOutputWithPast(**returned)
+        return MoeCausalLMOutputWithPast(
+            **returned, router_logits=outputs.router_logits if returns_router_logits else None
         )
+
+    def expert_loss(self, router_logits: tuple[torch.Tensor, ...], tokens: ScoredTokens) -> torch.Tensor:
+        """The experts' auxiliary losses, 0-d; counts the batch for those balanced by a bias."""
+        routers = routers_of(self.model)
+        count_choices(routers, router_logits, tokens)
+        return expert_loss(
+            routers,
+            router_logits,
+            tokens,
+            balance=self.config.router_aux_loss_coef,
+            z=self.config.router_z_loss_coef,
+        )
+
+    def multi_token_loss(self, hidden_states, inputs_embeds, tokens, attention_mask, position_ids) -> torch.Tensor:
+        """Weighted mean over the depths of the loss on the tokens after the next, 0-d."""
+        if position_ids is None:
+            position_ids = default_position_ids(attention_mask, None, inputs_embeds.shape[1], inputs_embeds.device)
+        inputs_by_kind = self.model.attention_inputs(inputs_embeds, attention_mask, None, position_ids)
+        by_depth = self.mtp(
+            self.model.scale_embeddings(inputs_embeds), hidden_states, **inputs_by_kind[self.config.layer_types[-1]]
+        )
+        losses = [
+            self.loss_and_logits(
+                states,
+                None,
+                shift_labels=tokens.targets_after(depth),
+                skip_logits=True,
+                num_items_in_batch=tokens.num_items,
+            )[0]
+            for depth, states in enumerate(by_depth, start=1)
+        ]
+        return self.config.mtp_loss_weight * torch.stack(losses).mean()
 
 
 class HfxDecoderForSequenceClassification(HfxDecoderPreTrainedModel):

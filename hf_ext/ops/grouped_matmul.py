@@ -1,0 +1,85 @@
+"""Rows that lie group by group, each group times a matrix of its own: the product inside a mixture of experts.
+
+    out[r] = x[r] W_g^T   for the rows r of group g, offsets[g - 1] <= r < offsets[g]
+
+M rows, G groups, K columns in, N columns out. Where a group ends is data, not shape: as one operator the product keeps
+graphs whole under `torch.compile` and `torch.export`, and costs M * K * N whatever the sizes of the groups.
+"""
+
+import torch
+
+
+def grouped_matmul(x: torch.Tensor, weight: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
+    """(M, N): each row of `x` times its group's matrix, transposed.
+
+    Args:
+        x: (M, K) floating, rows in the order of their groups.
+        weight: (G, N, K), of the dtype of `x`.
+        offsets: (G,) integer, row after each group's last one; grows, ends with M. Empty groups are allowed.
+
+    Under autocast both are cast to its dtype first, as torch's own products do.
+    """
+    if torch.is_autocast_enabled(x.device.type):
+        dtype = torch.get_autocast_dtype(x.device.type)
+        x, weight = x.to(dtype), weight.to(dtype)
+    return torch.ops.hf_ext.grouped_matmul(x, weight, offsets)
+
+
+@torch.library.custom_op("hf_ext::grouped_matmul", mutates_args=())
+def _forward(x: torch.Tensor, weight: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
+    if _device_has_kernel(x):
+        return torch.nn.functional.grouped_mm(x, weight.mT, offs=offsets.int())
+    out = x.new_empty(x.shape[0], weight.shape[1])
+    for group, start, stop in _groups(offsets):
+        torch.mm(x[start:stop], weight[group].mT, out=out[start:stop])
+    return out
+
+
+@torch.library.custom_op("hf_ext::grouped_matmul_backward", mutates_args=())
+def _backward(
+    grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, offsets: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    if _device_has_kernel(x):
+        x_grad = torch.nn.functional.grouped_mm(grad, weight, offs=offsets.int())
+        return x_grad, torch.nn.functional.grouped_mm(grad.mT, x, offs=offsets.int())
+    x_grad, weight_grad = torch.empty_like(x), torch.zeros_like(weight)
+    for group, start, stop in _groups(offsets):
+        torch.mm(grad[start:stop], weight[group], out=x_grad[start:stop])
+        torch.mm(grad[start:stop].mT, x[start:stop], out=weight_grad[group])
+    return x_grad, weight_grad
+
+
+@_forward.register_fake
+def _(x, weight, offsets):
+    return x.new_empty(x.shape[0], weight.shape[1])
+
+
+@_backward.register_fake
+def _(grad, x, weight, offsets):
+    return torch.empty_like(x), torch.empty_like(weight)
+
+
+def _setup_context(ctx, inputs, output):
+    ctx.save_for_backward(*inputs)
+
+
+def _differentiate(ctx, grad):
+    x, weight, offsets = ctx.saved_tensors
+    return *torch.ops.hf_ext.grouped_matmul_backward(grad.contiguous(), x, weight, offsets), None
+
+
+_forward.register_autograd(_differentiate, setup_context=_setup_context)
+
+
+def _device_has_kernel(x: torch.Tensor) -> bool:
+    """torch's own grouped product wants bf16 on an accelerator; elsewhere it is this file's loop, with a copy."""
+    return (
+        x.device.type == "cuda" and x.dtype == torch.bfloat16 and torch.cuda.get_device_capability(x.device) >= (9, 0)
+    )
+
+
+def _groups(offsets: torch.Tensor) -> list[tuple[int, int, int]]:
+    """Index, start and stop of each group that has rows."""
+    stops = offsets.tolist()
+    starts = [0, *stops[:-1]]
+    return [(g, start, stop) for g, (start, stop) in enumerate(zip(starts, stops, strict=True)) if stop > start]
