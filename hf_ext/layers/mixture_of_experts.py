@@ -195,27 +195,27 @@ def load_balancing_loss(
     logits: torch.Tensor,
     router: Router,
     documents: torch.Tensor,
-    valid: torch.Tensor,
     scored: torch.Tensor,
     num_items: torch.Tensor | int,
 ) -> torch.Tensor:
     """sum over documents of (scored tokens / num_items) * sum_i f_i P_i; 1 where all experts are used alike. 0-d fp32.
 
-    f_i is E / k times the share of a document's tokens sent to expert i, P_i the mean of its share of the scores.
+    f_i is E / k times the share of a document's scored tokens that are sent to expert i, P_i the mean of its share of their
+    scores. Padding is not scored and has no say.
 
     Args:
         logits: (N, E) of `router`.
-        documents: (N,) int64, which document each token is of, below N. valid: (N,) bool, False for padding.
+        documents: (N,) int64, which document each token is of, below N.
         scored: (N,) bool, tokens that the loss is taken over. num_items: those of the whole (accumulated) batch.
     """
     scores = router.score(logits)
     shares = scores / scores.sum(dim=-1, keepdim=True)
     chosen = torch.zeros_like(scores).scatter(-1, router.choose(scores), 1.0)  # (N, E)
-    valid = valid.to(scores.dtype)[:, None]
+    counted = scored.to(scores.dtype)[:, None]
     empty = torch.zeros_like(scores)  # as many buckets as there could be documents: no shape depends on the data
-    lengths = empty[:, :1].index_add(0, documents, valid).clamp(min=1)
-    f = empty.index_add(0, documents, chosen * valid) / lengths * (logits.shape[-1] / router.top_k)
-    P = empty.index_add(0, documents, shares * valid) / lengths
+    lengths = empty[:, :1].index_add(0, documents, counted).clamp(min=1)
+    f = empty.index_add(0, documents, chosen * counted) / lengths * (logits.shape[-1] / router.top_k)
+    P = empty.index_add(0, documents, shares * counted) / lengths
     by_document = (f.detach() * P).sum(dim=-1)
     return (by_document[documents] * scored).sum() / num_items
 

@@ -20,18 +20,18 @@ def expert_loss(
     Args:
         router_logits: (B * T, E) of each router. balance, z: their coefficients.
     """
-    documents, valid, scored = tokens.documents.flatten(), tokens.valid.flatten(), tokens.scored.flatten()
+    documents, scored = tokens.documents.flatten(), tokens.scored.flatten()
     total = router_logits[0].new_zeros(())
     for router, logits in zip(routers, router_logits, strict=True):
         if balance:
-            total = total + balance * load_balancing_loss(logits, router, documents, valid, scored, tokens.num_items)
+            total = total + balance * load_balancing_loss(logits, router, documents, scored, tokens.num_items)
         if z:
             total = total + z * router_z_loss(logits, scored, tokens.num_items)
     return total / len(routers)
 
 
 def count_choices(routers: list[Router], router_logits: tuple[torch.Tensor, ...], tokens: ScoredTokens) -> None:
-    """Add a training batch to the loads of the routers that balance by a bias; checkpointing counts a batch once."""
+    """Add a training batch's scored tokens to the loads of the routers that balance by a bias."""
     for router, logits in zip(routers, router_logits, strict=True):
         if router.expert_load is not None:
-            router.count(logits, tokens.valid.flatten())
+            router.count(logits, tokens.scored.flatten())

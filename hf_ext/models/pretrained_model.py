@@ -60,6 +60,22 @@ class HfxPreTrainedModel(PreTrainedModel):
             return "hfx_tiled"
         return found
 
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict | None = None, **kwargs):
+        """As transformers', but what reentrant checkpointing would cut off is refused.
+
+        Raises:
+            ValueError: use_reentrant=True where something with a gradient leaves a block beside the hidden states.
+        """
+        if (gradient_checkpointing_kwargs or {}).get("use_reentrant"):
+            for name in ("value_residual", "num_experts"):
+                value = getattr(self.config, name, None)
+                if value:
+                    raise ValueError(
+                        f"use_reentrant=True: would lose the gradient of what {name}={value} passes beside the hidden "
+                        "states; use_reentrant=False keeps it"
+                    )
+        super().gradient_checkpointing_enable(gradient_checkpointing_kwargs=gradient_checkpointing_kwargs, **kwargs)
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)  # normal(0, initializer_range) matrices and embeddings, norms of one

@@ -14,11 +14,10 @@ IGNORE_INDEX = -100
 @dataclass
 class ScoredTokens:
     """targets: (B, T) int64, what each token predicts, or -100. documents: (B, T) int64, numbered through the batch, below
-    B * T. valid: (B, T) bool, False for padding. num_items: scored tokens of the whole (accumulated) batch."""
+    B * T. num_items: scored tokens of the whole (accumulated) batch."""
 
     targets: torch.Tensor
     documents: torch.Tensor
-    valid: torch.Tensor
     num_items: torch.Tensor | int
 
     @property
@@ -33,21 +32,18 @@ class ScoredTokens:
         return targets.masked_fill(documents != self.documents, IGNORE_INDEX)
 
 
-def scored_tokens(targets, attention_mask, position_ids, num_items_in_batch) -> ScoredTokens:
+def scored_tokens(targets, position_ids, num_items_in_batch) -> ScoredTokens:
     """From what a language model's forward is given; documents are packed where the positions start again."""
     B, T = targets.shape
     rows = torch.arange(B, device=targets.device)[:, None] * T
     documents = rows.expand(B, T)
     if position_ids is not None:
         documents = documents + document_indices(position_ids.to(targets.device)).expand(B, T)
-    valid = torch.ones_like(targets, dtype=torch.bool)
-    if isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2:
-        valid = attention_mask.to(targets.device).bool()
     if num_items_in_batch is None:
         num_items_in_batch = (targets != IGNORE_INDEX).sum().clamp(min=1)
     elif isinstance(num_items_in_batch, torch.Tensor):
         num_items_in_batch = num_items_in_batch.to(targets.device)
-    return ScoredTokens(targets, documents, valid, num_items_in_batch)
+    return ScoredTokens(targets, documents, num_items_in_batch)
 
 
 def next_token_labels(labels: torch.Tensor) -> torch.Tensor:

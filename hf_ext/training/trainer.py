@@ -6,8 +6,10 @@ import torch
 from transformers import Trainer
 from transformers.trainer_pt_utils import nested_detach
 
-from hf_ext.models.language_modeling_head import IGNORE_INDEX, LanguageModelingHead
+from hf_ext.models.language_modeling_head import LanguageModelingHead
+from hf_ext.models.scored_tokens import IGNORE_INDEX
 from hf_ext.training.arguments import HfxTrainingArguments
+from hf_ext.training.balance_experts import BalanceExperts, balanced_routers
 from hf_ext.training.optimizers import create_optimizer
 from hf_ext.training.schedules import SCHEDULES, create_schedule
 
@@ -34,6 +36,8 @@ class HfxTrainer(Trainer):
             self.label_smoother = None  # the stock one needs the logits; ours is part of the chunked loss
             if use_cache is not None:
                 self.model.config.use_cache = use_cache  # the stock one turns it off for good, in what is saved too
+            if balanced_routers(self._innermost_model()):
+                self.add_callback(BalanceExperts(self._innermost_model().config.router_balance_rate))
         elif self.args.z_loss_weight:
             raise ValueError(
                 f"z_loss_weight={self.args.z_loss_weight}: {type(self._innermost_model()).__name__} has no "

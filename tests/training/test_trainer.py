@@ -4,12 +4,13 @@ import math
 
 import pytest
 import torch
-from models.decoder_grid import make_model, tokens
+from models.decoder_grid import VARIANTS, make_model, tokens
 from transformers import AutoModelForCausalLM, Trainer
 
 import hf_ext  # noqa: F401  registers the Auto classes
 from hf_ext.objectives import CausalCollator
 from hf_ext.training.arguments import HfxTrainingArguments
+from hf_ext.training.balance_experts import balanced_routers
 from hf_ext.training.trainer import HfxTrainer
 
 
@@ -184,3 +185,23 @@ def test_z_loss_needs_a_head_of_ours(tmp_path):
     ):
         make_trainer(tmp_path, model=llama, z_loss_weight=0.1)
     make_trainer(tmp_path, model=llama, max_steps=1).train()
+
+
+def test_balance_biases_move_with_every_optimizer_step(tmp_path):
+    """Once a step, however many batches are accumulated; and they are saved."""
+    options = VARIANTS["shared experts, sigmoid scores, balance bias, first layer dense"]
+    moved = []
+    for cut in ({}, {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}):
+        model = make_model(**options, router_balance_rate=0.1)
+        trainer = make_trainer(tmp_path, model=model, optim="sgd", **cut)
+        trainer.train()
+        (router,) = balanced_routers(model)
+        assert not router.expert_load.any()
+        bias = router.e_score_correction_bias
+        assert bias.abs().max() > 0.05
+        torch.testing.assert_close(bias, (bias * 10).round() / 10)  # three steps of 0.1 up, down or not at all
+        moved.append(bias)
+    torch.testing.assert_close(moved[0], moved[1])
+    trainer.save_model(str(tmp_path / "saved"))
+    reloaded = AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
+    assert torch.equal(balanced_routers(reloaded)[0].e_score_correction_bias, moved[1])

@@ -416,9 +416,7 @@ class HfxDecoderForCausalLM(LanguageModelingHead, HfxDecoderPreTrainedModel, Gen
             **loss_options,
         )
         if in_training and (self.config.num_experts or self.mtp is not None):
-            tokens = scored_tokens(
-                targets.to(outputs.last_hidden_state.device), attention_mask, position_ids, num_items_in_batch
-            )
+            tokens = scored_tokens(targets.to(outputs.last_hidden_state.device), position_ids, num_items_in_batch)
             if self.config.num_experts:
                 loss = loss + self.expert_loss(outputs.router_logits, tokens)
             if self.mtp is not None:
