@@ -84,7 +84,8 @@ class MultiHeadAttention(nn.Module):
         self.k_proj = nn.Linear(d_model, num_key_value_heads * self.head_dim, bias=bias)
         self.v_proj = nn.Linear(d_model, num_key_value_heads * self.head_dim, bias=bias)
         self.o_proj = nn.Linear(num_heads * self.head_dim, d_model, bias=bias if output_bias is None else output_bias)
-        self.sinks = nn.Parameter(torch.zeros(num_heads)) if sinks else None
+        if sinks:  # else no attribute at all: transformers' paged attention takes whatever has the name for a tensor
+            self.sinks = nn.Parameter(torch.zeros(num_heads))
         self.gate_proj = output_gate_projection(output_gate, d_model, num_heads, self.head_dim)
         self.value_residual = value_residual
         self.value_mix = nn.Parameter(torch.full((2,), 0.5)) if value_residual and layer_idx else None
@@ -135,7 +136,7 @@ class MultiHeadAttention(nn.Module):
         for name in ("softcap", "sliding_window"):  # given only where there is one: not every backend knows them
             if getattr(self, name) is not None:
                 kwargs[name] = getattr(self, name)
-        if self.sinks is not None:
+        if hasattr(self, "sinks"):
             kwargs["s_aux"] = self.sinks
         dropout = self.attention_dropout if self.training else 0.0
         return attention_interface(

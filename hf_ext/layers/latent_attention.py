@@ -87,7 +87,8 @@ class LatentAttention(MultiHeadAttention):
         self.kv_a_layernorm = RMSNorm(kv_lora_rank, eps=norm_eps)
         self.kv_b_proj = nn.Linear(kv_lora_rank, num_heads * (qk_nope_head_dim + v_head_dim), bias=False)
         self.o_proj = nn.Linear(num_heads * v_head_dim, d_model, bias=bias if output_bias is None else output_bias)
-        self.sinks = nn.Parameter(torch.zeros(num_heads)) if sinks else None
+        if sinks:
+            self.sinks = nn.Parameter(torch.zeros(num_heads))
         self.gate_proj = output_gate_projection(output_gate, d_model, num_heads, v_head_dim)
 
     def forward(

@@ -79,7 +79,7 @@ class HfxPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)  # normal(0, initializer_range) matrices and embeddings, norms of one
-        if isinstance(module, MultiHeadAttention) and module.sinks is not None:
+        if isinstance(module, MultiHeadAttention) and hasattr(module, "sinks"):
             init.zeros_(module.sinks)
         if isinstance(module, MultiHeadAttention) and module.value_mix is not None:
             init.constant_(module.value_mix, 0.5)

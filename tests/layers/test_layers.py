@@ -1,5 +1,7 @@
 """The parts against torch's own, and the blocks against their equations."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
@@ -205,3 +207,20 @@ def test_axial_refusals():
         AxialRotaryEmbedding(dim=8, grid_width=3, rope_parameters={"rope_type": "dynamic", "factor": 2.0})
     with pytest.raises(ValueError, match="position_ids: single numbers need grid_width"):
         AxialRotaryEmbedding(dim=8)(torch.arange(4)[None])
+
+
+@pytest.mark.parametrize("sinks", [False, True])
+def test_transformers_paged_attention_takes_the_sinks_from_the_module(sinks):
+    """Continuous batching of an eager model; any attribute called `sinks` is taken for a tensor there."""
+    from transformers.integrations.eager_paged import eager_paged_attention_forward
+
+    attention = MultiHeadAttention(32, 4, num_key_value_heads=2, sinks=sinks)
+    if sinks:
+        torch.nn.init.normal_(attention.sinks, std=2.0)
+    cache = SimpleNamespace(update=lambda key_states, value_states, **kwargs: (key_states, value_states))
+    hidden_states = torch.randn(1, 7, 32)
+    mask = torch.full((1, 1, 7, 7), torch.finfo(torch.float32).min).triu(1)
+    paged, _ = attention(
+        hidden_states, attention_mask=mask, attention_interface=eager_paged_attention_forward, cache=cache
+    )
+    torch.testing.assert_close(paged, attention(hidden_states)[0], atol=1e-6, rtol=1e-5)
