@@ -11,6 +11,7 @@ from hf_ext.layers.differential_attention import LAMBDA_STD, LAMBDA_VECTORS, Dif
 from hf_ext.layers.mixture_of_experts import Experts, Router
 from hf_ext.layers.norms import UnitOffsetRMSNorm
 from hf_ext.layers.rope import RotaryEmbedding
+from hf_ext.models.attention_support import check_attention, check_continuous_batching, check_loaded_attention
 
 
 logger = logging.get_logger(__name__)
@@ -38,22 +39,12 @@ class HfxPreTrainedModel(PreTrainedModel):
         Raises:
             ValueError: it doesn't; transformers passes it on where `sdpa` was asked for by name.
         """
-        for name in ("attn_logit_softcapping", "attention_sinks"):
-            value = getattr(self.config, name, None)
-            if value:
-                raise ValueError(
-                    f"attn_implementation='sdpa' does not support {name}={value}; choose eager, hfx_tiled or flex_attention"
-                )
+        check_attention(self.config, "sdpa")
         return super()._sdpa_can_dispatch(is_init_check)
 
     def get_correct_attn_implementation(self, requested_attention: str | None, is_init_check: bool = False) -> str:
         """As transformers', but what takes the place of an `sdpa` that nobody asked for is `hfx_tiled`, not `eager`."""
-        positions = getattr(self.config, "position_embedding_type", None)
-        if positions in ("alibi", "relative") and "flash" in (requested_attention or ""):
-            raise ValueError(
-                f"attn_implementation={requested_attention!r} does not support position_embedding_type={positions!r}; "
-                "choose eager, sdpa, hfx_tiled or flex_attention"
-            )
+        check_attention(self.config, requested_attention)
         found = super().get_correct_attn_implementation(requested_attention, is_init_check)
         if requested_attention is None and found == "eager":
             logger.warning_once(f"{type(self).__name__}: sdpa can't compute this configuration; using hfx_tiled")
@@ -75,6 +66,18 @@ class HfxPreTrainedModel(PreTrainedModel):
                         "states; use_reentrant=False keeps it"
                     )
         super().gradient_checkpointing_enable(gradient_checkpointing_kwargs=gradient_checkpointing_kwargs, **kwargs)
+
+    def _check_and_adjust_attn_implementation(self, attn_implementation: str | None, *args, **kwargs) -> str:
+        """As transformers', for kernels from the Hub too, which `get_correct_attn_implementation` is not asked about."""
+        check_attention(self.config, attn_implementation)
+        found = super()._check_and_adjust_attn_implementation(attn_implementation, *args, **kwargs)
+        check_loaded_attention(self.config, found)
+        return found
+
+    def init_continuous_batching(self, *args, **kwargs):
+        """As transformers', which `generate_batch` calls; refused where a paged cache can't hold what the model needs."""
+        check_continuous_batching(self)
+        return super().init_continuous_batching(*args, **kwargs)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

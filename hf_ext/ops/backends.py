@@ -15,8 +15,9 @@ from hf_ext.ops.mask_rule import Mask, MaskRule, sliding_window_rule
 from hf_ext.ops.score_bias import ScoreBias
 
 
-# keyword arguments of transformers' attention calls that change the scores, and that no backend here computes yet
-UNSUPPORTED_OPTIONS = ("head_mask",)
+# keyword arguments of transformers' attention calls that change the output, and that no backend here computes;
+# `cache` is the paged one of continuous batching, which the attention call itself would have to read
+UNSUPPORTED_OPTIONS = ("head_mask", "cache")
 
 
 def eager_attention_forward(module, query, key, value, attention_mask: Mask, **kwargs):
