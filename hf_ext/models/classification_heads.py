@@ -7,6 +7,7 @@ else the labels at hand. So accumulated micro-batches give the gradient of the w
 import torch
 from torch.nn import functional as F
 
+from hf_ext.models.packed_rows import check_one_document
 from hf_ext.models.pretrained_model import can_look_at
 
 
@@ -71,41 +72,54 @@ def token_loss(logits: torch.Tensor, labels: torch.Tensor, num_items: int | torc
     return total / (scored.sum() if num_items is None else num_items)
 
 
-def span_loss(start_logits, end_logits, start_positions, end_positions, attention_mask=None) -> torch.Tensor:
+def span_loss(
+    start_logits, end_logits, start_positions, end_positions, attention_mask=None, position_ids=None
+) -> torch.Tensor:
     """Mean of the cross-entropies of an answer's first and last token; Devlin et al. 2018, arXiv 1810.04805, sec. 4.2.
 
     Args:
         start_logits, end_logits: (B, T). start_positions, end_positions: (B,); T or beyond: the answer is not in this
             window, the row is not scored.
         attention_mask: (B, T), 0 for padding, which then doesn't compete: the loss of a row is what it is alone.
+
+    Raises:
+        ValueError: several documents in a row, whose tokens would compete for one answer.
     """
     length = start_logits.shape[1]
+    real = None
+    if isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2:
+        real = attention_mask[:, -length:] != 0
+    check_one_document(position_ids, real, "answer")
     losses = []
     for logits, positions in ((start_logits, start_positions), (end_logits, end_positions)):
         positions = positions.reshape(-1).to(logits.device)
-        if isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2:
-            logits = logits.masked_fill(attention_mask[:, -length:] == 0, float("-inf"))
+        if real is not None:
+            logits = logits.masked_fill(~real, float("-inf"))
         losses.append(token_loss(logits, positions.masked_fill(positions >= length, IGNORE_INDEX)))
     return (losses[0] + losses[1]) / 2
 
 
-def last_token(hidden_states: torch.Tensor, attention_mask, input_ids, pad_token_id: int | None) -> torch.Tensor:
+def last_token(
+    hidden_states: torch.Tensor, attention_mask, input_ids, pad_token_id: int | None, position_ids=None
+) -> torch.Tensor:
     """(B, d): the hidden state of each row's last token that is not padding, padded on the left or the right.
 
     Raises:
-        ValueError: several rows, and neither a mask nor a padding token to tell their ends.
+        ValueError: several rows, and neither a mask nor a padding token to tell their ends; or several documents in one.
     """
     B, T = hidden_states.shape[:2]
+    real = None
     if isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2:
         real = attention_mask[:, -T:] != 0
     elif input_ids is not None and pad_token_id is not None:
         real = input_ids != pad_token_id
-    elif B == 1:
-        return hidden_states[:, -1]
-    else:
+    elif B > 1:
         raise ValueError(
             f"attention_mask: missing for {B} rows, and there is no pad_token_id to tell where they end; give one of them"
         )
+    check_one_document(position_ids, real, "prediction")
+    if real is None:
+        return hidden_states[:, -1]
     positions = torch.arange(T, device=hidden_states.device)
     last = (positions * real.to(hidden_states.device)).argmax(dim=-1)
     return hidden_states[torch.arange(B, device=hidden_states.device), last]

@@ -46,6 +46,7 @@ from hf_ext.models.decoder.configuration_decoder import HfxDecoderConfig
 from hf_ext.models.expert_balancing import count_choices, expert_loss, routers_of
 from hf_ext.models.language_modeling_head import LOSS_OPTIONS, LanguageModelingHead
 from hf_ext.models.multi_token_prediction import MultiTokenPrediction
+from hf_ext.models.packed_rows import check_packed_rows, flash_lengths
 from hf_ext.models.pretrained_model import (
     HfxPreTrainedModel,
     check_attention_mask,
@@ -222,6 +223,10 @@ class HfxDecoderModel(HfxDecoderPreTrainedModel):
             inputs_embeds = self.embed_tokens(input_ids)
         num_tokens = inputs_embeds.shape[1]
         check_attention_mask(attention_mask, num_tokens, past_key_values)
+        check_packed_rows(position_ids, attention_mask, past_key_values, kwargs)
+        if past_key_values is None:
+            attention = self.config._attn_implementation
+            kwargs |= flash_lengths(attention, position_ids, inputs_embeds, attention_mask, kwargs)
         if position_ids is None:
             position_ids = default_position_ids(attention_mask, past_key_values, num_tokens, inputs_embeds.device)
         elif position_ids.shape[-1] != num_tokens:
@@ -455,7 +460,10 @@ class HfxDecoderForCausalLM(LanguageModelingHead, HfxDecoderPreTrainedModel, Gen
             position_ids = default_position_ids(attention_mask, None, inputs_embeds.shape[1], inputs_embeds.device)
         inputs_by_kind = self.model.attention_inputs(inputs_embeds, attention_mask, None, position_ids)
         by_depth = self.mtp(
-            self.model.scale_embeddings(inputs_embeds), hidden_states, **inputs_by_kind[self.config.layer_types[-1]]
+            self.model.scale_embeddings(inputs_embeds),
+            hidden_states,
+            **inputs_by_kind[self.config.layer_types[-1]],
+            **flash_lengths(self.config._attn_implementation, position_ids, inputs_embeds, attention_mask, {}),
         )
         losses = [
             self.loss_and_logits(
@@ -492,7 +500,9 @@ class HfxDecoderForSequenceClassification(HfxDecoderPreTrainedModel):
     ) -> SequenceClassifierOutputWithPast:
         """logits (B, num_labels) and, with labels (B,) or (B, num_labels), the loss; see `sequence_loss`."""
         outputs = self.model(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
-        pooled = last_token(outputs.last_hidden_state, attention_mask, input_ids, self.config.pad_token_id)
+        pooled = last_token(
+            outputs.last_hidden_state, attention_mask, input_ids, self.config.pad_token_id, kwargs.get("position_ids")
+        )
         logits = self.score(pooled)
         loss = None if labels is None else sequence_loss(logits, labels, self.config, num_items_in_batch)
         return SequenceClassifierOutputWithPast(
@@ -557,7 +567,9 @@ class HfxDecoderForQuestionAnswering(HfxDecoderPreTrainedModel):
         start_logits, end_logits = self.qa_outputs(outputs.last_hidden_state).unbind(dim=-1)
         loss = None
         if start_positions is not None and end_positions is not None:
-            loss = span_loss(start_logits, end_logits, start_positions, end_positions, attention_mask)
+            loss = span_loss(
+                start_logits, end_logits, start_positions, end_positions, attention_mask, kwargs.get("position_ids")
+            )
         return QuestionAnsweringModelOutput(
             loss=loss,
             start_logits=start_logits.contiguous(),
