@@ -12,7 +12,6 @@ from transformers import (
 )
 from transformers.masking_utils import AttentionMaskInterface
 from transformers.modeling_utils import AttentionInterface
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from hf_ext.models.decoder import (
     HfxDecoderConfig,
@@ -47,11 +46,9 @@ def register() -> None:
         AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
         for auto_class, model_class in heads:
             auto_class.register(config_class, model_class, exist_ok=True)
-    # by these names the stock Trainer knows that a causal model's labels are to be shifted when it smooths them
-    for config_class, heads in FAMILIES.items():
-        for auto_class, model_class in heads:
-            if auto_class is AutoModelForCausalLM:
-                MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[config_class.model_type] = model_class.__name__
+            # its table of names, which `register` leaves alone: by it the stock Trainer knows that a causal model's labels
+            # are to be shifted when it smooths them, and transformers' generic tests which labels a head takes
+            auto_class._model_mapping._model_mapping[config_class.model_type] = model_class.__name__
     if find_spec("peft"):
         from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 

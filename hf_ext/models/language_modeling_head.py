@@ -36,10 +36,9 @@ class LanguageModelingHead:
 
         Args:
             hidden_states: (B, T, d) after the final norm.
-            labels: (B, T), label t + 1 scored on token t. shift_labels: (B, T), label t scored on token t.
+            labels: (B, T), label t + 1 scored on token t. shift_labels: (B, T), label t scored on token t; they stand in
+                for `labels`, which transformers' sequence parallelism passes along (a shard can't shift its own).
         """
-        if labels is not None and shift_labels is not None:
-            raise ValueError("labels, shift_labels: both are given; give one of them")
         if labels is None and shift_labels is None:
             return None, self.compute_logits(slice_logits_to_keep(hidden_states, logits_to_keep))
         targets = next_token_labels(labels) if shift_labels is None else shift_labels

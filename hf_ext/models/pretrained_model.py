@@ -33,6 +33,10 @@ class HfxPreTrainedModel(PreTrainedModel):
     # a step of 1e-3 would be lost in bf16
     _keep_in_fp32_modules_strict = {"e_score_correction_bias", "expert_load"}
 
+    def __init__(self, config: PretrainedConfig, *inputs, **kwargs):
+        config.validate_architecture()  # again: it may have been changed since it was made
+        super().__init__(config, *inputs, **kwargs)
+
     def _sdpa_can_dispatch(self, is_init_check: bool = False) -> bool:
         """Whether `sdpa` computes what the config asks for.
 
@@ -110,13 +114,17 @@ class HfxPreTrainedModel(PreTrainedModel):
         Raises:
             ValueError: the checkpoint's model_type is another one's, or its weights and this model's base don't match
                 name by name. A new head over a loaded base is allowed; a base, or the saved class's own head, isn't.
+                With `output_loading_info` the names that don't match are in what is returned instead, and with
+                `ignore_mismatched_sizes` weights of another size start anew, as was asked for.
         """
         path = pretrained_model_name_or_path
         if path is not None and not kwargs.get("gguf_file"):
             _refuse_other_model_type(cls, path, {k: kwargs[k] for k in HUB_ARGUMENTS if k in kwargs})
         model, info = super().from_pretrained(path, *model_args, output_loading_info=True, **kwargs)
+        if output_loading_info:
+            return model, info
         _refuse_unmatched_weights(model, info, path)
-        return (model, info) if output_loading_info else model
+        return model
 
 
 def _refuse_other_model_type(model_class: type[PreTrainedModel], path, hub_arguments: dict) -> None:
@@ -144,12 +152,8 @@ def _refuse_unmatched_weights(model: PreTrainedModel, info: dict, path) -> None:
     same_class = type(model).__name__ in (getattr(model.config, "architectures", None) or [])
     missing = sorted(name for name in info["missing_keys"] if same_class or is_body(name))
     foreign = sorted(name for name in info["unexpected_keys"] if same_class or is_body(name))
-    resized = sorted(key[0] if isinstance(key, tuple) else key for key in info.get("mismatched_keys", ()))
-    resized = [name for name in resized if is_body(name)]
-    if missing or foreign or resized:
+    if missing or foreign:
         parts = []
-        if resized:
-            parts.append(f"{len(resized)} weights there are of another size (first: {resized[0]})")
         if missing:
             parts.append(f"{len(missing)} of its weights are not there (first: {missing[0]})")
         if foreign:

@@ -167,6 +167,8 @@ _PARAMETERS = {
     for rope_type, rule in ROPE_RULES.items()
 }
 _CONTEXT = ("max_position_embeddings", "seq_len")  # what the model knows, not the dict
+# a fact about the model rather than a setting of a rule: any dict may state it, only rules that name it go by it
+_STATED = "original_max_position_embeddings"
 
 
 def rope_frequencies(
@@ -193,6 +195,8 @@ def rope_frequencies(
     accepted = _PARAMETERS[rope_type]
     context = {"max_position_embeddings": max_position_embeddings, "seq_len": seq_len}
     parameters.update({name: value for name, value in context.items() if name in accepted})
+    if _STATED not in accepted:
+        parameters.pop(_STATED, None)
     if "partial_rotary_factor" not in accepted:
         head_dim = int(head_dim * parameters.pop("partial_rotary_factor", 1.0))
     return ROPE_RULES[rope_type](head_dim, rope_theta, **parameters)
@@ -295,7 +299,7 @@ def check_rope_parameters(rope_parameters: dict, head_dim: int, max_position_emb
         raise ValueError(f"rope_type={rope_type!r}: no such rule; {_nearest(rope_type, ROPE_RULES)}")
 
     accepted = {name: needed for name, needed in _PARAMETERS[rope_type].items() if name not in _CONTEXT}
-    accepted = {"rope_theta": False, "partial_rotary_factor": False, **accepted}
+    accepted = {"rope_theta": False, "partial_rotary_factor": False, _STATED: False, **accepted}
     for name in given:
         if name not in accepted:
             hint = _nearest(name, accepted)

@@ -151,3 +151,13 @@ def test_llama_with_the_same_weights():
         results.append((loss.detach(), gradients(model)))
     torch.testing.assert_close(results[0][0], results[1][0], **LOSS)
     assert_same(results[0][1], results[1][1])
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_labels_shifted_already_stand_in_for_the_others(training):
+    model, ids = make_model().train(training), tokens()
+    shifted = torch.nn.functional.pad(ids[:, 1:], (0, 1), value=-100)
+    expected = model(ids, labels=ids).loss
+    torch.testing.assert_close(model(ids, shift_labels=shifted).loss, expected, rtol=0, atol=0)
+    # as transformers' sequence parallelism passes them: both
+    torch.testing.assert_close(model(ids, labels=shifted, shift_labels=shifted).loss, expected, rtol=0, atol=0)

@@ -139,6 +139,19 @@ def test_save_and_reload(head, tmp_path):
     assert torch.equal(logits_of(reloaded(tokens())), logits_of(model(tokens())))
 
 
+def test_transformers_knows_by_name_what_each_class_is_for():
+    from transformers.models.auto import modeling_auto
+
+    for table, model_class in {
+        "MODEL_MAPPING_NAMES": "HfxDecoderModel",
+        "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES": "HfxDecoderForCausalLM",
+        "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES": "HfxDecoderForSequenceClassification",
+        "MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES": "HfxDecoderForTokenClassification",
+        "MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES": "HfxDecoderForQuestionAnswering",
+    }.items():
+        assert getattr(modeling_auto, table)["hfx_decoder"] == model_class
+
+
 def test_a_language_model_s_body_under_a_new_head(tmp_path):
     from models.decoder_grid import make_model
 

@@ -4,6 +4,8 @@ import pytest
 import torch
 from models.decoder_grid import make_config, make_model, tokens
 
+from hf_ext.models import HfxDecoderConfig, HfxDecoderForCausalLM
+
 
 @pytest.mark.parametrize(
     ("options", "message"),
@@ -66,12 +68,33 @@ def test_wrong_type_names_the_field():
         make_config(hidden_size="wide")
 
 
-def test_config_changed_afterwards_is_not_saved(tmp_path):
+def test_config_changed_afterwards_is_neither_saved_nor_built(tmp_path):
     config = make_config()
     config.num_key_value_heads = 3
     with pytest.raises(Exception, match="num_key_value_heads=3: must divide"):
         config.save_pretrained(tmp_path)
     assert not list(tmp_path.iterdir())
+    mixed = make_config(sliding_window=4, layer_types=["sliding_attention", "full_attention"])
+    mixed.sliding_window = None
+    with pytest.raises(ValueError, match="sliding_window=None: must be given where layer_types has") as caught:
+        HfxDecoderForCausalLM(mixed)
+    assert "\n" not in str(caught.value)
+
+
+def test_window_and_layers_set_afterwards_are_not_without_effect(tmp_path):
+    make_config().save_pretrained(tmp_path)
+    for config in (make_config(), HfxDecoderConfig.from_pretrained(tmp_path, sliding_window=4)):
+        config.sliding_window = 4
+        config.num_hidden_layers = 3
+        assert config.layer_types == ["sliding_attention"] * 3
+        config.sliding_window = None
+        assert config.layer_types == ["full_attention"] * 3
+    model = HfxDecoderForCausalLM(HfxDecoderConfig.from_pretrained(tmp_path, sliding_window=4))
+    assert [block.self_attn.sliding_window for block in model.model.layers] == [4, 4]
+    mixed = ["sliding_attention", "full_attention"]
+    config = make_config(sliding_window=4, layer_types=mixed)
+    config.sliding_window = 5
+    assert config.layer_types == mixed
 
 
 @pytest.mark.parametrize(
@@ -91,7 +114,6 @@ def test_config_changed_afterwards_is_not_saved(tmp_path):
         ({"input_ids": torch.tensor([1, 2])}, r"input_ids: int64 of shape \(2,\), must be integers of shape"),
         ({"input_ids": torch.rand(2, 3)}, r"input_ids: float32 of shape \(2, 3\)"),
         ({"position_ids": torch.zeros(1, 4, dtype=torch.long)}, r"position_ids: shape \(1, 4\) for 13 tokens"),
-        ({"labels": tokens(), "shift_labels": tokens()}, "labels, shift_labels: both are given"),
     ],
     ids=lambda x: "-".join(x) if isinstance(x, dict) else "",
 )

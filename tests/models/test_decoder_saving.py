@@ -100,3 +100,21 @@ def test_loading_info_is_still_given(tmp_path):
     _, info = HfxDecoderForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
     assert not info["missing_keys"]
     assert not info["unexpected_keys"]
+
+
+def test_whoever_asks_for_the_loading_info_is_not_refused(tmp_path):
+    make_model().save_pretrained(tmp_path)
+    config = make_model(num_hidden_layers=3).config
+    _, info = HfxDecoderForCausalLM.from_pretrained(tmp_path, config=config, output_loading_info=True)
+    assert len(info["missing_keys"]) == 9
+
+
+@torch.no_grad()
+def test_other_sizes_start_anew_where_asked_for(tmp_path):
+    saved = make_model(tie_word_embeddings=True)
+    saved.save_pretrained(tmp_path)
+    config = make_model(vocab_size=50, tie_word_embeddings=True).config
+    for model_class in (HfxDecoderForCausalLM, HfxDecoderModel):
+        model = model_class.from_pretrained(tmp_path, config=config, ignore_mismatched_sizes=True)
+        assert model.get_input_embeddings().weight.shape[0] == 50
+        assert torch.equal(model.base_model.layers[0].mlp.up_proj.weight, saved.model.layers[0].mlp.up_proj.weight)

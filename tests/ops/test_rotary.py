@@ -366,6 +366,16 @@ def test_odd_head_is_refused_for_every_rule():
         check_rope_parameters({"rope_type": "proportional", "partial_rotary_factor": 2 / 3}, 63, 4096)
 
 
+@pytest.mark.parametrize("rule", ["default", "linear", "dynamic", "proportional"])
+def test_trained_length_may_be_stated_under_every_rule(rule):
+    rope_parameters = {"rope_type": rule} | ({"factor": 2.0} if rule in ("linear", "dynamic") else {})
+    stated = {**rope_parameters, "original_max_position_embeddings": 16}
+    check_rope_parameters(stated, 64, 32)
+    options = {"head_dim": 64, "max_position_embeddings": 32, "seq_len": 64}
+    expected, _ = rope_frequencies(**rope_parameters, **options)
+    assert torch.equal(rope_frequencies(**stated, **options)[0], expected)
+
+
 def test_right_parameters_pass():
     check_rope_parameters({}, 64, 4096)
     check_rope_parameters({"rope_type": "linear", "type": "linear", "factor": 1}, 64, 4096)

@@ -60,7 +60,8 @@ class HfxDecoderConfig(PretrainedConfig):
         attention_output_gate: None, "elementwise" or "headwise": sigmoid gate on what the heads give.
         value_residual: mix the values of each layer with the first layer's.
         sliding_window: tokens that a query sees, itself included, in the layers that `layer_types` calls
-            "sliding_attention" (the others: "full_attention"); without `layer_types` in all layers.
+            "sliding_attention" (the others: "full_attention"); without `layer_types` in all layers. Set or taken away
+            later, it does so in all layers if they are all alike.
         embedding_multiplier: factor on the embeddings; Gemma's is hidden_size ** 0.5.
         num_experts: experts of a mixture in place of the feed-forward; 0 for none. num_experts_per_tok: chosen for a token.
         moe_intermediate_size: width inside an expert; default intermediate_size. num_shared_experts: for every token.
@@ -181,8 +182,7 @@ class HfxDecoderConfig(PretrainedConfig):
             self.moe_intermediate_size = self.moe_intermediate_size or self.intermediate_size
             self.mlp_layer_types = self.mlp_layer_types or ["sparse"] * self.num_hidden_layers
         if self.layer_types is None:
-            every = "full_attention" if self.sliding_window is None else "sliding_attention"
-            self.layer_types = [every] * self.num_hidden_layers
+            self.layer_types = self._layers_all_alike()
         if self.position_embedding_type != "rope" and self.rope_parameters is not None:
             raise ValueError(
                 f"rope_parameters={self.rope_parameters}: have no effect with position_embedding_type="
@@ -213,6 +213,18 @@ class HfxDecoderConfig(PretrainedConfig):
     def rotary_dim(self) -> int:
         """Dims of a head that rotary positions may turn."""
         return self.qk_rope_head_dim if self.attention_type == "latent" else self.head_dim
+
+    def __setattr__(self, name, value):
+        super().__setattr__(name, value)
+        # layers that are all alike follow, so that a window or a number of layers set later, as `from_pretrained(…,
+        # sliding_window=…)` does, is not without effect
+        if name in ("sliding_window", "num_hidden_layers") and len(set(self.layer_types or ())) == 1:
+            self.layer_types = self._layers_all_alike()
+
+    def _layers_all_alike(self) -> list[str]:
+        """The layer types of a config that names none."""
+        every = "full_attention" if self.sliding_window is None else "sliding_attention"
+        return [every] * self.num_hidden_layers
 
     def validate_rope(self):
         """transformers' own check, with its KeyError as the one line that a user expects."""
