@@ -37,6 +37,8 @@ bench: setup  ## tables and plots of what costs what, into outputs/benchmarks
 	$(BIN)/python tests/benchmarks/cross_entropy.py
 	$(BIN)/python tests/benchmarks/packing.py
 	$(BIN)/python tests/benchmarks/attention.py
+	$(BIN)/python tests/benchmarks/training.py
+	$(BIN)/python tests/benchmarks/decoding.py
 
 lint: setup  ## style
 	$(BIN)/ruff check .
