@@ -12,9 +12,9 @@ from hf_ext.layers.blocks import (
 )
 from hf_ext.layers.differential_attention import DifferentialAttention
 from hf_ext.layers.feed_forward import ACTIVATIONS, FEED_FORWARDS, FeedForward, GatedFeedForward
+from hf_ext.layers.flash_attention_layer import FlashAttention
 from hf_ext.layers.latent_attention import LatentAttention
 from hf_ext.layers.mixture_of_experts import MixtureOfExperts
-from hf_ext.layers.flash_attention_layer import FlashAttention
 from hf_ext.layers.norms import NORMS, LayerNorm, RMSNorm, UnitOffsetRMSNorm
 from hf_ext.layers.positional_encoding import AlibiBias, LearnedPositions, RelativeBias, SinusoidalPositions
 from hf_ext.layers.rope import AxialRotaryEmbedding, RoPE, RotaryEmbedding
