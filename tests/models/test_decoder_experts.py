@@ -69,7 +69,7 @@ def test_reentrant_checkpointing_is_refused(options):
     [
         ({"num_shared_experts": 1}, "num_shared_experts=1: has no effect without num_experts"),
         ({"num_experts": 2, "num_experts_per_tok": 3}, "num_experts_per_tok=3: is above num_experts=2"),
-        ({"num_experts": -1}, "num_experts=-1: must be a number and not negative"),
+        ({"num_experts": -1}, "num_experts=-1: must be at least 0"),
         ({"num_experts": 4, "mlp_layer_types": ["sparse"]}, "mlp_layer_types: 1 names for num_hidden_layers=8"),
         ({"num_experts": 4, "router_scores": "softmin"}, "router_scores='softmin': must be one of softmax, sigmoid"),
         ({"num_experts": 4, "mlp_bias": True}, "mlp_bias=True: experts have no biases"),

@@ -39,7 +39,7 @@ from hf_ext.models import HfxDecoderConfig, HfxDecoderForCausalLM
         ({"rope_parameters": {"rope_type": "yarn"}}, "rope_parameters=.*factor"),
         (
             {"position_embedding_type": "none", "rope_parameters": {"rope_theta": 5.0}},
-            "rope_parameters=.*have no effect",
+            "rope_parameters=.*has no effect",
         ),
         ({"initializer_range": -1.0}, "initializer_range=-1.0"),
         ({"final_logit_softcapping": 0.0}, "final_logit_softcapping=0.0: must be above 0"),

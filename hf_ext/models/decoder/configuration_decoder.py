@@ -1,26 +1,74 @@
 """Configuration of the decoder family."""
 
-import math
-
 from huggingface_hub.dataclasses import strict
 from transformers import PretrainedConfig
 
 from hf_ext.layers.attention import OUTPUT_GATES, QK_NORMS, check_heads
 from hf_ext.layers.blocks import BLOCKS
-from hf_ext.layers.differential_attention import check_pairs
 from hf_ext.layers.feed_forward import ACTIVATIONS, FEED_FORWARDS
 from hf_ext.layers.mixture_of_experts import ROUTER_SCORES
 from hf_ext.layers.norms import NORMS
 from hf_ext.layers.rope import check_axial
+from hf_ext.models.configuration_checks import (
+    LATENT_FIELDS,
+    LAYER_TYPES,
+    check_attention_type,
+    check_experts,
+    check_layer_types,
+    check_numbers,
+    check_positions,
+    check_sizes,
+    check_special_tokens,
+)
 from hf_ext.models.configuration_choices import check_choice
 from hf_ext.ops.rotary import check_rope_parameters
 
 
-ATTENTION_TYPES = ("multi_head", "differential", "latent")
-LATENT_FIELDS = ("q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
-POSITIONS = ("rope", "learned", "sinusoidal", "alibi", "relative", "none")
-LAYER_TYPES = ("full_attention", "sliding_attention")
-MLP_LAYER_TYPES = ("dense", "sparse")
+CHOICES = {
+    "block_type": BLOCKS,
+    "norm_type": NORMS,
+    "mlp_type": FEED_FORWARDS,
+    "hidden_act": ACTIVATIONS,
+    "position_embedding_type": ("rope", "learned", "sinusoidal", "alibi", "relative", "none"),
+    "qk_norm": (None, *QK_NORMS),
+    "attention_type": ("multi_head", "differential", "latent"),
+    "attention_output_gate": (None, *OUTPUT_GATES),
+    "router_scores": ROUTER_SCORES,
+}
+SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "max_position_embeddings",
+    "relative_attention_num_buckets",
+    "num_experts_per_tok",
+    "moe_intermediate_size",
+    *LATENT_FIELDS,
+)
+POSITIVE = (
+    "norm_eps",
+    "query_pre_attn_scalar",
+    "attn_logit_softcapping",
+    "final_logit_softcapping",
+    "embedding_multiplier",
+    "sliding_window",
+)
+NOT_NEGATIVE = (
+    "initializer_range",
+    "num_experts",
+    "num_shared_experts",
+    "routed_scaling_factor",
+    "router_aux_loss_coef",
+    "router_z_loss_coef",
+    "router_balance_rate",
+    "num_nextn_predict_layers",
+    "mtp_loss_weight",
+)
+PROBABILITIES = ("attention_dropout", "hidden_dropout", "embedding_dropout")
 
 
 @strict
@@ -183,11 +231,6 @@ class HfxDecoderConfig(PretrainedConfig):
             self.mlp_layer_types = self.mlp_layer_types or ["sparse"] * self.num_hidden_layers
         if self.layer_types is None:
             self.layer_types = self._layers_all_alike()
-        if self.position_embedding_type != "rope" and self.rope_parameters is not None:
-            raise ValueError(
-                f"rope_parameters={self.rope_parameters}: have no effect with position_embedding_type="
-                f"{self.position_embedding_type!r}; leave them out"
-            )
         super().__post_init__(**kwargs)
         if self.position_embedding_type != "rope":
             self.rope_parameters = None  # transformers fills in its default
@@ -220,6 +263,8 @@ class HfxDecoderConfig(PretrainedConfig):
         # sliding_window=…)` does, is not without effect
         if name in ("sliding_window", "num_hidden_layers") and len(set(self.layer_types or ())) == 1:
             self.layer_types = self._layers_all_alike()
+        if name == "num_hidden_layers" and len(set(self.mlp_layer_types or ())) == 1:
+            self.mlp_layer_types = self.mlp_layer_types[:1] * value
 
     def _layers_all_alike(self) -> list[str]:
         """The layer types of a config that names none."""
@@ -241,145 +286,18 @@ class HfxDecoderConfig(PretrainedConfig):
 
     def validate_architecture(self):
         """Runs at creation and again whenever the config is saved."""
-        for name in (
-            "vocab_size",
-            "hidden_size",
-            "intermediate_size",
-            "num_hidden_layers",
-            "num_attention_heads",
-            "num_key_value_heads",
-            "head_dim",
-            "max_position_embeddings",
-            "relative_attention_num_buckets",
-            "num_experts_per_tok",
-            "moe_intermediate_size",
-            *LATENT_FIELDS,
-        ):
-            size = getattr(self, name)
-            if isinstance(size, int) and size < 1:
-                raise ValueError(f"{name}={size}: must be at least 1")
+        check_sizes(self, SIZES)
         check_heads(self.hidden_size, self.num_attention_heads, self.num_key_value_heads, self.head_dim)
-        for name, choices in (
-            ("block_type", BLOCKS),
-            ("norm_type", NORMS),
-            ("mlp_type", FEED_FORWARDS),
-            ("hidden_act", ACTIVATIONS),
-            ("position_embedding_type", POSITIONS),
-            ("qk_norm", (None, *QK_NORMS)),
-            ("attention_type", ATTENTION_TYPES),
-            ("attention_output_gate", (None, *OUTPUT_GATES)),
-            ("router_scores", ROUTER_SCORES),
-        ):
+        for name, choices in CHOICES.items():
             check_choice(name, getattr(self, name), choices)
-        for name in ("attention_dropout", "hidden_dropout", "embedding_dropout"):
-            probability = getattr(self, name)
-            if not 0 <= probability < 1:
-                raise ValueError(f"{name}={probability}: must be at least 0 and below 1")
-        buckets, distance = self.relative_attention_num_buckets, self.relative_attention_max_distance
-        if self.position_embedding_type == "relative" and (buckets < 2 or distance <= buckets // 2):
-            raise ValueError(
-                f"relative_attention_max_distance={distance}, relative_attention_num_buckets={buckets}: needs at least 2 "
-                "buckets, and a distance above half of them"
-            )
-        self._validate_layer_types()
-        self._validate_attention_type()
-        self._validate_experts()
-        for name in (
-            "query_pre_attn_scalar",
-            "attn_logit_softcapping",
-            "final_logit_softcapping",
-            "embedding_multiplier",
-            "sliding_window",
-        ):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise ValueError(f"{name}={value}: must be above 0, or None for none")
-        if not 0 < self.norm_eps < math.inf:
-            raise ValueError(f"norm_eps={self.norm_eps}: must be above 0")
-        if not 0 <= self.initializer_range < math.inf:
-            raise ValueError(f"initializer_range={self.initializer_range}: must be a number and not negative")
-        for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
-            value = getattr(self, name)
-            for token in value if isinstance(value, list) else [value]:
-                if token is not None and not 0 <= token < self.vocab_size:
-                    raise ValueError(
-                        f"{name}={token}: must be None or a token of the vocabulary 0..{self.vocab_size - 1}"
-                    )
-
-    def _validate_attention_type(self) -> None:
-        if self.attention_type == "differential":
-            check_pairs(self.num_attention_heads, self.num_key_value_heads)
-        if self.attention_type == "latent":
-            if self.num_key_value_heads != self.num_attention_heads:
-                raise ValueError(
-                    f"num_key_value_heads={self.num_key_value_heads}: latent attention has a key and value for each of the "
-                    f"num_attention_heads={self.num_attention_heads}; leave it out, the cache is compressed by kv_lora_rank"
-                )
-            for name in ("qk_norm", "value_residual"):
-                if getattr(self, name):
-                    raise ValueError(
-                        f"{name}={getattr(self, name)!r}: not with attention_type='latent', whose latents have norms of "
-                        "their own; leave it out"
-                    )
-        else:
-            for name in LATENT_FIELDS:
-                if getattr(self, name) is not None:
-                    raise ValueError(
-                        f"{name}={getattr(self, name)}: has no effect with attention_type={self.attention_type!r}; "
-                        "use attention_type='latent' or leave it out"
-                    )
-        if self.rope_grid_width is not None and self.position_embedding_type != "rope":
-            raise ValueError(
-                f"rope_grid_width={self.rope_grid_width}: has no effect with position_embedding_type="
-                f"{self.position_embedding_type!r}; leave it out"
-            )
-
-    def _validate_experts(self) -> None:
-        for name in (
-            "num_experts",
-            "num_shared_experts",
-            "router_aux_loss_coef",
-            "router_z_loss_coef",
-            "router_balance_rate",
-            "num_nextn_predict_layers",
-            "mtp_loss_weight",
-        ):
-            value = getattr(self, name)
-            if not 0 <= value < math.inf:
-                raise ValueError(f"{name}={value}: must be a number and not negative")
-        if self.num_experts == 0:
-            for name in ("num_shared_experts", "moe_intermediate_size", "mlp_layer_types", "router_balance_bias"):
-                if getattr(self, name):
-                    raise ValueError(f"{name}={getattr(self, name)}: has no effect without num_experts; set that too")
-            return
-        if self.num_experts_per_tok > self.num_experts:
-            raise ValueError(f"num_experts_per_tok={self.num_experts_per_tok}: is above num_experts={self.num_experts}")
-        if self.mlp_bias:
-            raise ValueError("mlp_bias=True: experts have no biases; leave it out or set num_experts=0")
-        if self.mlp_layer_types is not None:
-            for kind in self.mlp_layer_types:
-                check_choice("mlp_layer_types", kind, MLP_LAYER_TYPES)
-            if len(self.mlp_layer_types) != self.num_hidden_layers:
-                raise ValueError(
-                    f"mlp_layer_types: {len(self.mlp_layer_types)} names for num_hidden_layers={self.num_hidden_layers}; "
-                    "give one a layer"
-                )
-
-    def _validate_layer_types(self) -> None:
-        if self.layer_types is None:
-            return
-        for layer_type in self.layer_types:
-            check_choice("layer_types", layer_type, LAYER_TYPES)
-        if len(self.layer_types) != self.num_hidden_layers:
-            raise ValueError(
-                f"layer_types: {len(self.layer_types)} names for num_hidden_layers={self.num_hidden_layers}; "
-                "give one a layer"
-            )
-        if ("sliding_attention" in self.layer_types) != (self.sliding_window is not None):
-            raise ValueError(
-                f"sliding_window={self.sliding_window}: must be given where layer_types has 'sliding_attention', "
-                "and only there"
-            )
+        check_numbers(self, POSITIVE, above=0)
+        check_numbers(self, NOT_NEGATIVE, at_least=0)
+        check_numbers(self, PROBABILITIES, at_least=0, below=1)
+        check_special_tokens(self)
+        check_positions(self)
+        check_layer_types(self)
+        check_attention_type(self)
+        check_experts(self)
 
 
 __all__ = ["HfxDecoderConfig"]
