@@ -31,7 +31,7 @@ def check_numbers(
     for name in names:
         value = getattr(config, name, None)
         if value is not None and not (above < value < below and at_least <= value):
-            raise ValueError(f"{name}={value}: must be {rule}")
+            raise ValueError(f"{name}={value}: must be {rule}{'' if math.isfinite(value) else ', and finite'}")
 
 
 def check_special_tokens(config) -> None:

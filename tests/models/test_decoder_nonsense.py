@@ -34,7 +34,7 @@ from hf_ext.models import HfxDecoderConfig, HfxDecoderForCausalLM
         ({"hidden_dropout": -0.1}, "hidden_dropout=-0.1"),
         ({"norm_eps": 0.0}, "norm_eps=0.0: must be above 0"),
         ({"norm_eps": float("nan")}, "norm_eps=nan: must be above 0"),
-        ({"initializer_range": float("inf")}, "initializer_range=inf: must be a number"),
+        ({"initializer_range": float("inf")}, "initializer_range=inf: must be at least 0, and finite"),
         ({"final_logit_softcapping": float("nan")}, "final_logit_softcapping=nan: must be above 0"),
         ({"rope_parameters": {"rope_type": "yarn"}}, "rope_parameters=.*factor"),
         (
