@@ -40,6 +40,7 @@ def pack_documents(
     pad_token_id: int,
     bos_token_id: int | None = None,
     buffer_size: int = 1000,
+    overlap: int = 0,
 ) -> Iterator[dict[str, list[int]]]:
     """Yield rows `{"input_ids", "position_ids", "labels"}` of exactly `row_length` tokens each.
 
@@ -48,6 +49,10 @@ def pack_documents(
     documents longer than a row, into row-sized pieces, then takes the pieces of `buffer_size` documents from the
     longest to the shortest and puts each into the row with the least space that still holds it; what stays free is
     padded.
+
+    A document that `split` has cut goes on in the next row without its past, and the first token there is predicted by
+    nothing. With an `overlap` it goes on by repeating its last so many tokens, with the label -100: every token but a
+    document's first is then predicted exactly once, from at least `overlap` tokens.
 
     A row in which nothing is predicted, such as one with the end token of a cut document alone, is left out: a batch of
     such rows has no loss.
@@ -61,30 +66,35 @@ def pack_documents(
         bos_token_id: put before every document if given. Without it the model never learns to predict the first
             token of a document.
         buffer_size: documents among which `best_fit` chooses.
+        overlap: tokens of a cut document that the next row repeats (`split` only).
 
     Raises:
         ValueError: an argument outside its range, at the call.
 
     Source: Ding et al., 2024, arXiv 2404.10830, section 3 (best-fit packing).
     """
-    _check_packing(row_length, strategy)
+    _check_packing(row_length, strategy, overlap)
     if buffer_size < 1:
         raise ValueError(f"buffer_size: {buffer_size} must be at least 1 document")
     terminated = _terminate(documents, eos_token_id, bos_token_id)
     if strategy == "split":
-        rows = _split_rows(terminated, row_length)
+        rows = _split_rows(terminated, row_length, overlap)
     else:
-        rows = _best_fit_rows(terminated, row_length, buffer_size)
+        rows = ((segments, 0) for segments in _best_fit_rows(terminated, row_length, buffer_size))
     positions = list(range(row_length))
-    built = (_build_row(segments, positions, pad_token_id) for segments in rows)
+    built = (_build_row(segments, positions, pad_token_id, num_repeated) for segments, num_repeated in rows)
     return (row for row in built if any(label != IGNORED_LABEL for label in row["labels"]))
 
 
-def _check_packing(row_length: int, strategy: str) -> None:
+def _check_packing(row_length: int, strategy: str, overlap: int) -> None:
     if row_length < 2:
         raise ValueError(f"row_length: {row_length} must be at least 2 tokens, one to read and one to predict")
     if strategy not in PACKING_STRATEGIES:
         raise ValueError(f"strategy: '{strategy}' is not one of {', '.join(PACKING_STRATEGIES)}")
+    if not 0 <= overlap < row_length:
+        raise ValueError(f"overlap: {overlap} must be at least 0 tokens and below row_length {row_length}")
+    if overlap and strategy != "split":
+        raise ValueError(f"overlap: {overlap} is for strategy split only; with {strategy} leave it out")
 
 
 def _terminate(documents: Iterable[Sequence[int]], eos_token_id: int, bos_token_id: int | None) -> Iterator[list[int]]:
@@ -93,8 +103,9 @@ def _terminate(documents: Iterable[Sequence[int]], eos_token_id: int, bos_token_
         yield [*start, *document, eos_token_id]
 
 
-def _split_rows(documents: Iterator[list[int]], row_length: int) -> Iterator[list[list[int]]]:
-    segments, free = [], row_length
+def _split_rows(documents: Iterator[list[int]], row_length: int, overlap: int) -> Iterator[tuple[list[list[int]], int]]:
+    """The segments of each row, and how many tokens of the first are repeated from the row before."""
+    segments, free, num_repeated = [], row_length, 0
     for document in documents:
         start = 0
         while start < len(document):
@@ -103,10 +114,14 @@ def _split_rows(documents: Iterator[list[int]], row_length: int) -> Iterator[lis
             start += len(segment)
             free -= len(segment)
             if free == 0:
-                yield segments
-                segments, free = [], row_length
+                yield segments, num_repeated
+                segments, free, num_repeated = [], row_length, 0
+                if start < len(document):
+                    # no more than there are: a document that began just before the border
+                    num_repeated = min(overlap, start)
+                    start -= num_repeated
     if segments:
-        yield segments
+        yield segments, num_repeated
 
 
 def _best_fit_rows(documents: Iterator[list[int]], row_length: int, buffer_size: int) -> Iterator[list[list[int]]]:
@@ -149,13 +164,16 @@ def _fill_rows(pieces: list[list[int]], row_length: int) -> Iterator[list[list[i
         yield [pieces[piece] for piece in row]
 
 
-def _build_row(segments: list[list[int]], positions: list[int], pad_token_id: int) -> dict[str, list[int]]:
+def _build_row(
+    segments: list[list[int]], positions: list[int], pad_token_id: int, num_repeated: int
+) -> dict[str, list[int]]:
     input_ids, position_ids, labels = [], [], []
     for segment in segments:
         input_ids += segment
         position_ids += positions[: len(segment)]
         labels.append(IGNORED_LABEL)
         labels += segment[1:]
+    labels[:num_repeated] = [IGNORED_LABEL] * num_repeated
     num_padding = len(positions) - len(input_ids)
     input_ids += [pad_token_id] * num_padding
     position_ids += positions[:num_padding]
@@ -173,6 +191,7 @@ def pack_dataset(
     add_bos_token: bool = False,
     num_proc: int | None = None,
     batch_size: int = 1000,
+    overlap: int = 0,
 ) -> Dataset | IterableDataset:
     """Tokenise the documents and pack each batch of them: a data set of rows `input_ids`, `position_ids`, `labels`.
 
@@ -186,11 +205,12 @@ def pack_dataset(
         add_bos_token: put the tokenizer's bos token before every document.
         num_proc: processes that tokenise (map-style only).
         batch_size: documents a batch.
+        overlap: tokens of a cut document that the next row repeats, see `pack_documents`.
 
     Raises:
         ValueError: an argument outside its range, a tokenizer without eos or pad token, or a missing column.
     """
-    _check_packing(row_length, strategy)
+    _check_packing(row_length, strategy, overlap)
     if batch_size < 1:
         raise ValueError(f"batch_size: {batch_size} must be at least 1 document")
     if row_length > tokenizer.model_max_length:
@@ -214,6 +234,7 @@ def pack_dataset(
         "pad_token_id": tokenizer.pad_token_id,
         "bos_token_id": tokenizer.bos_token_id if add_bos_token else None,
         "buffer_size": batch_size,
+        "overlap": overlap,
     }
     shared = {"batched": True, "batch_size": batch_size}
     whole = {"input_columns": [text_column], "remove_columns": columns, "features": _ROW_FEATURES, **shared}

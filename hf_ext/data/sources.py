@@ -17,6 +17,7 @@ from hf_ext.data.python_library import PYTHON_LIBRARY, iter_python_library, pyth
 logger = logging.get_logger(__name__)
 
 SAMPLE_BY = ("document", "line", "paragraph")
+HELD_OUT = ("documents", "ends")
 # Format of a file name's ending -> loader of `datasets` and its options.
 _FORMATS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".tsv": "tsv", ".parquet": "parquet", ".txt": "text"}
 _LOADERS = {"json": "json", "csv": "csv", "tsv": "csv", "parquet": "parquet", "text": "text"}
@@ -59,8 +60,13 @@ class DataArguments:
     )
     validation_fraction: float = field(
         default=0.05,
+        metadata={"help": "Share held out where no split is: of the documents, or of each document's characters."},
+    )
+    held_out: str = field(
+        default="documents",
         metadata={
-            "help": "Share of the training documents held out, chosen by a hash of their text, where no split is."
+            "help": "What validation_fraction holds out: documents, chosen by a hash of their text, or ends, the last "
+            "characters of every document; for one long text."
         },
     )
     max_train_documents: int | None = field(default=None, metadata={"help": "Train on the first documents only."})
@@ -87,6 +93,12 @@ class DataArguments:
                 raise ValueError(f"{name}: '' is empty; give a name")
         if self.sample_by not in SAMPLE_BY:
             raise ValueError(f"sample_by: '{self.sample_by}' is not one of {', '.join(SAMPLE_BY)}")
+        if self.held_out not in HELD_OUT:
+            raise ValueError(f"held_out: '{self.held_out}' is not one of {', '.join(HELD_OUT)}")
+        if self.held_out != "documents" and self.validation_split is not None:
+            raise ValueError(
+                f"held_out: '{self.held_out}' has no effect with validation_split '{self.validation_split}'; leave one out"
+            )
         # Of a number such as 5e-2 YAML makes a string: it wants 5.0e-2.
         fraction = self.validation_fraction
         if not isinstance(fraction, int | float) or not 0.0 < fraction < 1.0:
@@ -149,6 +161,8 @@ def load_documents(
     Documents of white space only are dropped and counted in a log line. Without `validation_split`, a document is held
     out if a hash of its text falls below `validation_fraction`: the choice depends neither on the order nor on the
     seed, so that runs with other seeds are comparable, and two copies of a document fall on one side.
+    With `held_out="ends"` every document of n characters is cut instead: the first int(n * (1 - validation_fraction))
+    train, the others validate. Of two documents with the same ending, one then trains on what the other validates on.
 
     Args:
         seed: order of a shuffled stream (`shuffle_buffer_size`); nothing else here is random.
@@ -167,6 +181,11 @@ def load_documents(
     splits = {split: _keep_text(dataset, split, arguments) for split, dataset in raw.items()}
     if arguments.validation_split is not None:
         train, validation = splits[arguments.train_split], splits[arguments.validation_split]
+    elif arguments.held_out == "ends":
+        train, validation = (
+            _map(splits[arguments.train_split], _cut, arguments, end=end, fraction=arguments.validation_fraction)
+            for end in (False, True)
+        )
     else:
         train, validation = (
             _filter(
@@ -361,6 +380,19 @@ def _filter(dataset, condition, arguments: DataArguments, **settings) -> Dataset
     return dataset.filter(condition, num_proc=arguments.num_proc, **shared)
 
 
+def _map(dataset, change, arguments: DataArguments, **settings) -> Dataset | IterableDataset:
+    shared = {"input_columns": ["text"], "fn_kwargs": settings}
+    if isinstance(dataset, IterableDataset):
+        return dataset.map(change, **shared)
+    return dataset.map(change, num_proc=arguments.num_proc, **shared)
+
+
+def _cut(text: str | None, end: bool, fraction: float) -> dict[str, str]:
+    text = text or ""
+    border = int(len(text) * (1 - fraction))
+    return {"text": text[border:] if end else text[:border]}
+
+
 def _is_on_side(text: str | None, held_out: bool, fraction: float) -> bool:
     digest = hashlib.blake2b((text or "").encode("utf-8"), digest_size=8).digest()
     return (int.from_bytes(digest, "big") < fraction * 2**64) == held_out
@@ -419,7 +451,7 @@ def _nothing_left(name: str, arguments: DataArguments) -> str:
         return f"{line}; give text"
     return (
         f"{line}, or too few for validation_fraction {arguments.validation_fraction} to leave both sides some; give "
-        "more or smaller documents (sample_by: paragraph), another fraction, or a validation_split"
+        "more or smaller documents (sample_by: paragraph), another fraction, a validation_split, or held_out: ends"
     )
 
 

@@ -84,6 +84,10 @@ class PackingArguments:
         default="split",
         metadata={"help": "split (no padding, documents may be cut) or best_fit (whole where they fit)."},
     )
+    overlap: int = field(
+        default=0,
+        metadata={"help": "With split: tokens of a cut document that the next row repeats, as context only."},
+    )
 
 
 @dataclass

@@ -99,6 +99,42 @@ def test_rows_that_predict_nothing_are_left_out(strategy):
     assert list(_pack([[]], strategy)) == []
 
 
+@pytest.mark.parametrize("overlap", [1, 5, ROW_LENGTH - 1])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_with_overlap_every_token_but_a_first_is_predicted_once(seed, overlap):
+    documents = _random_documents(seed, num_documents=50)
+    where = {token: (document, place) for document in documents for place, token in enumerate(document)}
+    predicted, ends = [], 0
+    for row in _pack(documents, "split", overlap=overlap):
+        for token, position, label in zip(row["input_ids"], row["position_ids"], row["labels"], strict=True):
+            if label == -100:
+                continue
+            assert label == token
+            ends += token == EOS
+            if token != EOS:
+                predicted.append(token)
+                place = where[token][1]
+                assert min(place, overlap) <= position <= place  # so many tokens of the document it is predicted from
+    assert sorted(predicted) == sorted(token for document in documents for token in document[1:])
+    assert ends == sum(len(document) > 0 for document in documents)
+
+
+def test_overlap_as_rows():
+    rows = _pack([[10, 11, 12, 13, 14, 15, 16], [20, 21, 22]], "split", row_length=4, overlap=2)
+    assert [row["input_ids"] for row in rows] == [
+        [10, 11, 12, 13],
+        [12, 13, 14, 15],
+        [14, 15, 16, EOS],
+        [20, 21, 22, EOS],
+    ]
+    assert [row["labels"] for row in rows] == [
+        [-100, 11, 12, 13],
+        [-100, -100, 14, 15],
+        [-100, -100, 16, EOS],
+        [-100, 21, 22, EOS],
+    ]
+
+
 def test_best_fit_takes_the_tightest_row():
     # Sorted: 9, 7, 6, 5, 4 with their end tokens. 9 opens a row (space 7), 7 closes it, 6 opens one, 5 and 4 follow.
     documents = [[10] * 4, [11] * 8, [12] * 3, [13] * 6, [14] * 5]
@@ -143,6 +179,9 @@ def test_no_documents_give_no_rows():
         ({"row_length": 1}, "row_length: 1"),
         ({"strategy": "greedy"}, "strategy: 'greedy' is not one of split, best_fit"),
         ({"buffer_size": 0}, "buffer_size: 0"),
+        ({"overlap": 16}, "overlap: 16 must be at least 0 tokens and below row_length 16"),
+        ({"overlap": -1}, "overlap: -1 must be"),
+        ({"overlap": 1, "strategy": "best_fit"}, "overlap: 1 is for strategy split only"),
     ],
 )
 def test_bad_arguments_are_refused_at_the_call(settings, message):
@@ -301,6 +340,7 @@ def test_utf8_bytes_counts_bytes_of_documents():
         ({"strategy": "bestfit"}, "strategy: 'bestfit'"),
         ({"text_column": "body"}, r"text_column: 'body' is not among the columns \['text'\]"),
         ({"batch_size": 0}, "batch_size: 0"),
+        ({"overlap": 16}, "overlap: 16 must be"),
     ],
 )
 def test_bad_settings_are_refused_in_one_line(tokenizer, settings, message):

@@ -134,6 +134,19 @@ def test_held_out_documents_depend_on_their_text_only():
 
 
 @both_ways
+@pytest.mark.parametrize("fraction", [0.1, 0.25])
+def test_ends_are_cut_from_every_document(fraction, streaming):
+    texts = ["".join(map(str, range(97))), "é日" * 50]
+    _write_jsonl("a.jsonl", texts)
+    train, validation = (
+        _texts(d)
+        for d in _load(data_files="a.jsonl", held_out="ends", validation_fraction=fraction, streaming=streaming)
+    )
+    assert [begin + end for begin, end in zip(train, validation, strict=True)] == texts
+    assert [len(begin) for begin in train] == [int(len(text) * (1 - fraction)) for text in texts]
+
+
+@both_ways
 def test_blank_documents_are_dropped_and_counted(streaming, caplog):
     _write_jsonl("train.jsonl", ["", "one", " \n\t\u3000", None, "two"])
     _write_jsonl("validation.jsonl", ["held out"])
@@ -240,6 +253,11 @@ FILES = {"data_files": "a.txt"}
         ({"validation_fraction": "5e-2", **FILES}, "validation_fraction: '5e-2' must be a number"),
         ({"validation_fraction": 1.0, **FILES}, "validation_fraction: 1.0"),
         ({"sample_by": "word", **FILES}, "sample_by: 'word' is not one of document, line, paragraph"),
+        ({"held_out": "end", **FILES}, "held_out: 'end' is not one of documents, ends"),
+        (
+            {"held_out": "ends", "data_files": {"train": "a", "dev": "b"}, "validation_split": "dev"},
+            "held_out: 'ends' has no effect with validation_split 'dev'",
+        ),
         ({"max_train_documents": 0, **FILES}, "max_train_documents: 0"),
         ({"max_validation_documents": 1e3, **FILES}, "max_validation_documents: 1000.0 must be a whole number"),
         ({"validation_split": "train", **FILES}, "validation_split: 'train' is also train_split"),
@@ -267,6 +285,15 @@ def test_every_field_has_a_line_of_help_and_parses():
     assert (arguments.data_files, arguments.max_train_documents) == ("a.txt", 3)
     (arguments,) = parser.parse_dict({"data_files": {"train": ["a.txt"], "dev": "b.txt"}, "validation_split": "dev"})
     assert arguments.data_files["train"] == ["a.txt"]
+
+
+def test_the_usual_split_of_tinyshakespeare(real_data):
+    """The first 90 % of the characters train, as in every public run."""
+    path = real_data / "tinyshakespeare" / "input.txt"
+    text = path.read_text(encoding="utf-8")
+    (train,), (validation,) = (_texts(d) for d in _load(data_files=str(path), held_out="ends", validation_fraction=0.1))
+    assert train + validation == text
+    assert (len(train), len(validation)) == (1_003_854, 111_540)
 
 
 def test_real_files(real_data):
