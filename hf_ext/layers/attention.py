@@ -84,6 +84,7 @@ class MultiHeadAttention(nn.Module):
         self.k_proj = nn.Linear(d_model, num_key_value_heads * self.head_dim, bias=bias)
         self.v_proj = nn.Linear(d_model, num_key_value_heads * self.head_dim, bias=bias)
         self.o_proj = nn.Linear(num_heads * self.head_dim, d_model, bias=bias if output_bias is None else output_bias)
+        self.o_proj.is_residual_output = True  # read where weights are initialised
         if sinks:  # else no attribute at all: transformers' paged attention takes whatever has the name for a tensor
             self.sinks = nn.Parameter(torch.zeros(num_heads))
         self.gate_proj = output_gate_projection(output_gate, d_model, num_heads, self.head_dim)

@@ -38,6 +38,7 @@ class FeedForward(nn.Module):
         super().__init__()
         self.up_proj = nn.Linear(d_model, intermediate_size, bias=bias)
         self.down_proj = nn.Linear(intermediate_size, d_model, bias=bias)
+        self.down_proj.is_residual_output = True  # read where weights are initialised
         self.activation = ACTIVATIONS[activation]
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
@@ -56,6 +57,7 @@ class GatedFeedForward(nn.Module):
         self.gate_proj = nn.Linear(d_model, intermediate_size, bias=bias)
         self.up_proj = nn.Linear(d_model, intermediate_size, bias=bias)
         self.down_proj = nn.Linear(intermediate_size, d_model, bias=bias)
+        self.down_proj.is_residual_output = True  # read where weights are initialised
         self.activation = ACTIVATIONS[activation]
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:

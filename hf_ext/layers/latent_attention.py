@@ -89,6 +89,7 @@ class LatentAttention(MultiHeadAttention):
         self.o_proj = nn.Linear(num_heads * v_head_dim, d_model, bias=bias if output_bias is None else output_bias)
         if sinks:
             self.sinks = nn.Parameter(torch.zeros(num_heads))
+        self.o_proj.is_residual_output = True
         self.gate_proj = output_gate_projection(output_gate, d_model, num_heads, v_head_dim)
 
     def forward(

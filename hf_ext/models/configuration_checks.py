@@ -9,6 +9,8 @@ from hf_ext.layers.differential_attention import check_pairs
 from hf_ext.models.configuration_choices import check_choice
 
 
+# blocks whose sublayers' outputs go through a norm before they are added
+NORMED_OUTPUTS = ("sandwich", "reordered_norm")
 LAYER_TYPES = ("full_attention", "sliding_attention")
 MLP_LAYER_TYPES = ("dense", "sparse")
 LATENT_FIELDS = ("q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
@@ -58,6 +60,15 @@ def check_positions(config) -> None:
         raise ValueError(
             f"relative_attention_max_distance={distance}, relative_attention_num_buckets={buckets}: needs at least 2 "
             "buckets, and a distance above half of them"
+        )
+
+
+def check_zero_init(config) -> None:
+    """Blocks can start as the identity."""
+    if config.zero_init_residual and config.block_type in NORMED_OUTPUTS:
+        raise ValueError(
+            f"zero_init_residual=True: block_type={config.block_type!r} normalises each output, and the norm of zeros has "
+            "gradients of 1 / sqrt(norm_eps); leave it out, or use another block_type"
         )
 
 

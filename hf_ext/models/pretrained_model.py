@@ -101,7 +101,12 @@ class HfxPreTrainedModel(PreTrainedModel):
         if isinstance(module, Experts):
             for parameter in module.parameters():
                 init.normal_(parameter, std=self.config.initializer_range)
+            if getattr(self.config, "zero_init_residual", False):
+                init.zeros_(module.down_proj)
         if isinstance(module, UnitOffsetRMSNorm):
+            init.zeros_(module.weight)
+        # the matrix itself is marked: transformers passes over modules without a parameter of their own
+        if getattr(module, "is_residual_output", False) and getattr(self.config, "zero_init_residual", False):
             init.zeros_(module.weight)
         if isinstance(module, RotaryEmbedding):
             # non-persistent: from_pretrained hands the buffer over uninitialised

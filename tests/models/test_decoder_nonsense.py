@@ -51,6 +51,10 @@ from hf_ext.models import HfxDecoderConfig, HfxDecoderForCausalLM
         ({"layer_types": ["full_attention"] * 2, "sliding_window": 3}, "sliding_window=3: must be given where"),
         ({"sliding_window": 0}, "sliding_window=0: must be above 0"),
         ({"attn_logit_softcapping": -1.0}, "attn_logit_softcapping=-1.0: must be above 0"),
+        (
+            {"zero_init_residual": True, "block_type": "sandwich"},
+            "zero_init_residual=True: block_type='sandwich' normalises each output",
+        ),
         ({"query_pre_attn_scalar": 0}, "query_pre_attn_scalar=0: must be above 0"),
     ],
     ids=str,

@@ -19,6 +19,7 @@ from hf_ext.models.configuration_checks import (
     check_positions,
     check_sizes,
     check_special_tokens,
+    check_zero_init,
 )
 from hf_ext.models.configuration_choices import check_choice
 from hf_ext.ops.rotary import check_rope_parameters
@@ -124,6 +125,8 @@ class HfxDecoderConfig(PretrainedConfig):
         attention_dropout, hidden_dropout, embedding_dropout: probabilities in training.
         final_logit_softcapping: c in c * tanh(logits / c); None for none.
         initializer_range: standard deviation of new matrices.
+        zero_init_residual: new output matrices of attention and feed-forward start at 0, so that each block starts as the
+            identity; Zhang et al. 2019, arXiv 1901.09321, sec. 3.
         tie_word_embeddings: whether the output matrix is the embedding.
         use_cache: whether keys and values are kept by default.
 
@@ -209,6 +212,7 @@ class HfxDecoderConfig(PretrainedConfig):
     embedding_dropout: float | int = 0.0
     final_logit_softcapping: float | int | None = None
     initializer_range: float = 0.02
+    zero_init_residual: bool = False
     tie_word_embeddings: bool = False
     use_cache: bool = True
     pad_token_id: int | None = None
@@ -295,6 +299,7 @@ class HfxDecoderConfig(PretrainedConfig):
         check_numbers(self, PROBABILITIES, at_least=0, below=1)
         check_special_tokens(self)
         check_positions(self)
+        check_zero_init(self)
         check_layer_types(self)
         check_attention_type(self)
         check_experts(self)
