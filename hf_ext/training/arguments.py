@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
 
+from hf_ext.training.optimizers import PRECISIONS
+
 
 MATRIX_OPTIMIZERS = (None, "muon")
 
@@ -27,6 +29,13 @@ class HfxTrainingArguments(TrainingArguments):
         default=None, metadata={"help": "Learning rate of the matrix optimizer. Default: learning_rate."}
     )
     muon_momentum: float = field(default=0.95, metadata={"help": "Muon's momentum, in [0, 1)."})
+    muon_dtype: str | None = field(
+        default=None,
+        metadata={
+            "help": "What Muon's products are computed in: float32 or bfloat16 (faster on processors with AVX512-BF16 "
+            "or AMX). Default: bfloat16 on an accelerator, float32 on CPU."
+        },
+    )
     z_loss_weight: float = field(
         default=0.0, metadata={"help": "Weight of log(Z)^2 in a language model's training loss (PaLM: 1e-4)."}
     )
@@ -46,6 +55,14 @@ class HfxTrainingArguments(TrainingArguments):
                 )
             if self.matrix_learning_rate <= 0:
                 raise ValueError(f"matrix_learning_rate={self.matrix_learning_rate}: must be above 0")
+        if self.muon_dtype is not None:
+            if self.matrix_optimizer is None:
+                raise ValueError(
+                    f"muon_dtype={self.muon_dtype!r}: has no effect without matrix_optimizer; set matrix_optimizer: muon "
+                    "or leave it out"
+                )
+            if self.muon_dtype not in PRECISIONS:
+                raise ValueError(f"muon_dtype={self.muon_dtype!r}: must be {' or '.join(PRECISIONS)}, or none")
         if self.learning_rate < 0:
             raise ValueError(f"learning_rate={self.learning_rate}: must not be negative")
         if not 0 <= self.muon_momentum < 1:

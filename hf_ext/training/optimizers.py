@@ -28,17 +28,27 @@ NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 NEWTON_SCHULZ_STEPS = 5
 
 
-def orthogonalize(matrices: torch.Tensor, steps: int = NEWTON_SCHULZ_STEPS) -> torch.Tensor:
+# what the Newton-Schulz products may be computed in
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def orthogonalize(
+    matrices: torch.Tensor, steps: int = NEWTON_SCHULZ_STEPS, *, dtype: torch.dtype | None = None
+) -> torch.Tensor:
     """U V^T of each matrix U S V^T, roughly: singular values near 1 instead of S. Jordan et al. 2024.
 
     Args:
         matrices: (..., rows, columns); all of them go through one batched product a step.
+        dtype: what the products are computed in; default bf16 on an accelerator, fp32 on CPU, where only some processors
+            multiply bf16 faster. The rounding of bf16 is well below what the five steps leave of the singular values.
 
     Returns:
-        The same shape and dtype; computed in bf16 on an accelerator, in fp32 on CPU.
+        The same shape and dtype.
     """
     a, b, c = NEWTON_SCHULZ
-    x = matrices.float() if matrices.device.type == "cpu" else matrices.bfloat16()
+    if dtype is None:
+        dtype = torch.float32 if matrices.device.type == "cpu" else torch.bfloat16
+    x = matrices.to(dtype)
     tall = x.shape[-2] > x.shape[-1]
     if tall:
         x = x.mT  # the Gram matrix is then the smaller one
@@ -59,6 +69,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
         lr, weight_decay, betas, eps: defaults of the groups; betas and eps are AdamW's.
         momentum: Muon's, with Nesterov's look ahead.
         adjust: the scale of Muon's update, see the file's head.
+        muon_dtype: "float32", "bfloat16" or None, see `orthogonalize`.
     """
 
     def __init__(
@@ -71,8 +82,11 @@ class MuonWithAdamW(torch.optim.Optimizer):
         eps: float = 1e-8,
         momentum: float = 0.95,
         adjust: str = "match_rms_adamw",
+        muon_dtype: str | None = None,
     ):
         _check_name("adjust", adjust, ADJUSTMENTS)
+        if muon_dtype is not None:
+            _check_name("muon_dtype", muon_dtype, tuple(PRECISIONS))
         defaults = {
             "lr": lr,
             "weight_decay": weight_decay,
@@ -80,6 +94,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
             "eps": eps,
             "momentum": momentum,
             "adjust": adjust,
+            "muon_dtype": muon_dtype,
             "use_muon": False,
         }
         super().__init__(param_groups, defaults)
@@ -92,6 +107,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
         super().__setstate__(state)
         for group in self.param_groups:  # those saved before there was a choice
             group.setdefault("adjust", "match_rms_adamw")
+            group.setdefault("muon_dtype", None)
 
     @torch.no_grad()
     def step(self, closure=None):
@@ -118,7 +134,8 @@ class MuonWithAdamW(torch.optim.Optimizer):
             by_shape[(parameter.shape, parameter.dtype, parameter.device)].append((parameter, update))
         for (shape, _, _), pairs in by_shape.items():
             # one batched product for all matrices of a shape: small ones are too small to keep a processor busy alone
-            updates = orthogonalize(torch.stack([update for _, update in pairs]))
+            stacked = torch.stack([update for _, update in pairs])
+            updates = orthogonalize(stacked, dtype=PRECISIONS.get(group["muon_dtype"]))
             scale = update_scale(*shape[-2:], group["adjust"])
             for (parameter, _), update in zip(pairs, updates, strict=True):
                 parameter.mul_(1 - group["lr"] * group["weight_decay"])
@@ -231,6 +248,7 @@ def create_optimizer(
     momentum: float = 0.95,
     matrix_learning_rate: float | None = None,
     adjust: str = "match_rms_adamw",
+    muon_dtype: str | None = None,
 ) -> torch.optim.Optimizer:
     """AdamW, or Muon for the matrices inside the blocks and AdamW for the rest.
 
@@ -238,6 +256,7 @@ def create_optimizer(
         learning_rate, weight_decay: of both, since Muon's step is scaled to AdamW's size.
         matrix_learning_rate: of Muon alone.
         adjust: the scale of Muon's update, "match_rms_adamw" or "spectral".
+        muon_dtype: what Muon's products are computed in, "float32" or "bfloat16"; see `orthogonalize`.
 
     Raises:
         ValueError: unknown name, values out of range, nothing to train, or no matrix for Muon.
@@ -268,5 +287,12 @@ def create_optimizer(
     if name == "muon" and not groups[0]["use_muon"]:
         raise ValueError(f"optimizer='muon': {type(model).__name__} has no trainable matrix inside a block; use adamw")
     return MuonWithAdamW(
-        groups, learning_rate, weight_decay=weight_decay, betas=betas, eps=eps, momentum=momentum, adjust=adjust
+        groups,
+        learning_rate,
+        weight_decay=weight_decay,
+        betas=betas,
+        eps=eps,
+        momentum=momentum,
+        adjust=adjust,
+        muon_dtype=muon_dtype,
     )

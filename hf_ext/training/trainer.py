@@ -59,6 +59,7 @@ class HfxTrainer(Trainer):
                 betas=(self.args.adam_beta1, self.args.adam_beta2),
                 eps=self.args.adam_epsilon,
                 momentum=self.args.muon_momentum,
+                muon_dtype=self.args.muon_dtype,
             )
         return super().create_optimizer(model)
 
