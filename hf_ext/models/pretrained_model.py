@@ -11,13 +11,27 @@ from hf_ext.layers.differential_attention import LAMBDA_STD, LAMBDA_VECTORS, Dif
 from hf_ext.layers.mixture_of_experts import Experts, Router
 from hf_ext.layers.norms import UnitOffsetRMSNorm
 from hf_ext.layers.rope import RotaryEmbedding
-from hf_ext.models.attention_support import check_attention, check_continuous_batching, check_loaded_attention
+from hf_ext.models.attention_checks import check_continuous_batching, check_loaded_attention
+from hf_ext.ops.attention_support import SCORE_BIAS, SINKS, SOFTCAP, refusal
 
 
 logger = logging.get_logger(__name__)
 
 # what says where and how to fetch a file; passed on when the config is read ahead of the weights
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
+
+
+def asked_options(config: PretrainedConfig) -> dict[str, str]:
+    """What a config asks of attention that not every implementation computes: option -> field and value."""
+    asked = {}
+    for option, field in ((SOFTCAP, "attn_logit_softcapping"), (SINKS, "attention_sinks")):
+        value = getattr(config, field, None)
+        if value:
+            asked[option] = f"{field}={value}"
+    positions = getattr(config, "position_embedding_type", None)
+    if positions in ("alibi", "relative"):
+        asked[SCORE_BIAS] = f"position_embedding_type={positions!r}"
+    return asked
 
 
 class HfxPreTrainedModel(PreTrainedModel):
@@ -38,17 +52,18 @@ class HfxPreTrainedModel(PreTrainedModel):
         super().__init__(config, *inputs, **kwargs)
 
     def _sdpa_can_dispatch(self, is_init_check: bool = False) -> bool:
-        """Whether `sdpa` computes what the config asks for.
-
-        Raises:
-            ValueError: it doesn't; transformers passes it on where `sdpa` was asked for by name.
-        """
-        check_attention(self.config, "sdpa")
+        """Whether `sdpa` computes what the config asks for; a ValueError says that it doesn't."""
+        self._refuse_unsupported("sdpa")
         return super()._sdpa_can_dispatch(is_init_check)
+
+    def _refuse_unsupported(self, attn_implementation: str | None) -> None:
+        reason = refusal(attn_implementation, asked_options(self.config)) if attn_implementation else None
+        if reason is not None:
+            raise ValueError(reason)
 
     def get_correct_attn_implementation(self, requested_attention: str | None, is_init_check: bool = False) -> str:
         """As transformers', but what takes the place of an `sdpa` that nobody asked for is `hfx_tiled`, not `eager`."""
-        check_attention(self.config, requested_attention)
+        self._refuse_unsupported(requested_attention)
         found = super().get_correct_attn_implementation(requested_attention, is_init_check)
         if requested_attention is None and found == "eager":
             logger.warning_once(f"{type(self).__name__}: sdpa can't compute this configuration; using hfx_tiled")
@@ -73,7 +88,7 @@ class HfxPreTrainedModel(PreTrainedModel):
 
     def _check_and_adjust_attn_implementation(self, attn_implementation: str | None, *args, **kwargs) -> str:
         """As transformers', for kernels from the Hub too, which `get_correct_attn_implementation` is not asked about."""
-        check_attention(self.config, attn_implementation)
+        self._refuse_unsupported(attn_implementation)
         found = super()._check_and_adjust_attn_implementation(attn_implementation, *args, **kwargs)
         check_loaded_attention(self.config, found)
         return found

@@ -16,6 +16,8 @@ REFUSED = {
     "longrope": "rope_type='longrope', whose frequencies change with the length; use generate",
     "ALiBi, norm after the embeddings": "position_embedding_type='alibi'; use generate",
     "relative bias, sliding and global": "position_embedding_type='relative'; use generate",
+    "differential, ALiBi, gated, sliding": "position_embedding_type='alibi'; use generate",
+    "differential": "attention_type='differential', whose values are of two heads",
 }
 # the short form; `make test-full` runs all
 SHORT = (
@@ -58,7 +60,7 @@ def generate_batch(model, max_batch_tokens: int) -> list[list[int]]:
 def test_same_tokens_as_generate(name, attention):
     options = VARIANTS[name]
     if "attn_logit_softcapping" in options or (attention == "sdpa" and BEYOND_SDPA & options.keys()):
-        pytest.skip("refused, see test_attention_support.py")
+        pytest.skip("refused, see test_attention_checks.py")
     model = make_model(attention, **options)
     expected = [
         model.generate(torch.tensor([prompt]), max_new_tokens=NEW_TOKENS, do_sample=False, eos_token_id=None)[

@@ -38,11 +38,11 @@ def refused(make) -> str:
         (
             "sdpa",
             {"attn_logit_softcapping": 2.0},
-            "attn_logit_softcapping=2.0; choose eager, hfx_tiled or flex_attention",
+            "attn_logit_softcapping=2.0; choose hfx_tiled, flex_attention or eager",
         ),
-        ("sdpa", {"attention_sinks": True}, "attention_sinks=True; choose eager, hfx_tiled"),
+        ("sdpa", {"attention_sinks": True}, "attention_sinks=True; choose hfx_tiled"),
         ("paged|eager", {"attn_logit_softcapping": 2.0}, "attn_logit_softcapping=2.0"),
-        ("paged|eager", BIASED, "position_embedding_type='alibi'; choose eager, sdpa"),
+        ("paged|eager", BIASED, "position_embedding_type='alibi'; choose sdpa, hfx_tiled"),
         ("flash_attention_2", BIASED, "position_embedding_type='alibi'"),
         ("flash_attention_3", {"position_embedding_type": "relative"}, "position_embedding_type='relative'"),
         (KERNEL, BIASED, "position_embedding_type='alibi'"),
@@ -67,7 +67,6 @@ def with_options(q, k, v, cu_seqlens_q, cu_seqlens_k, dropout_p=0.0, window_size
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"attention_sinks": True}, "attention_sinks=True, its function takes no s_aux or learnable_sink"),
         ({"attn_logit_softcapping": 2.0}, "attn_logit_softcapping=2.0, its function takes no softcap"),
         ({"sliding_window": 4}, "sliding_window=4, its function takes no window_size"),
         ({"attention_dropout": 0.1}, "attention_dropout=0.1, its function takes no dropout_p"),

@@ -1,7 +1,6 @@
-"""What an attention implementation would leave out of a configuration: refused by name, never silently ignored.
+"""What can be asked only of a loaded attention implementation, or of a whole model: refused by name, never ignored.
 
-transformers' own implementations drop the keyword arguments that they don't know: `paged|eager` a softcap, flash attention
-a score bias and, in most of its versions, sinks. Such a model would run and compute another function.
+What is known of each implementation beforehand stands in `ops/attention_support.py`.
 """
 
 from inspect import signature
@@ -22,35 +21,6 @@ FLASH_ARGUMENTS = {
     "sliding_window": ("window_size",),
     "attention_dropout": ("dropout_p",),
 }
-
-
-def check_attention(config, attention: str | None) -> None:
-    """Whether `attention`, a name, computes all of `config`.
-
-    Raises:
-        ValueError: an option that it would ignore.
-    """
-    ignored = ()
-    if attention is None:
-        return
-    if attention.endswith("sdpa"):
-        ignored = ("attn_logit_softcapping", "attention_sinks")
-    elif attention == "paged|eager":
-        ignored = ("attn_logit_softcapping", "position_embedding_type")
-    elif is_flash_attention_requested(requested_attention_implementation=attention):
-        ignored = ("position_embedding_type",)
-    for name in ignored:
-        value = getattr(config, name, None)
-        if value and (name != "position_embedding_type" or value in POSITION_BIASES):
-            raise ValueError(
-                f"attn_implementation={attention!r} does not support {name}={value!r}; choose {alternatives(name)}"
-            )
-
-
-def alternatives(option: str) -> str:
-    """The implementations that compute an option which not all do."""
-    sdpa = "" if option in ("attn_logit_softcapping", "attention_sinks") else "sdpa, "
-    return f"eager, {sdpa}hfx_tiled or flex_attention"
 
 
 def check_loaded_attention(config, attention: str) -> None:
@@ -75,7 +45,7 @@ def check_loaded_attention(config, attention: str) -> None:
         if value and not set(known_as) & set(arguments):
             raise ValueError(
                 f"attn_implementation={attention!r} does not support {name}={value!r}, its function takes no "
-                f"{' or '.join(known_as)}; choose {alternatives(name)}"
+                f"{' or '.join(known_as)}; choose eager or hfx_tiled"
             )
 
 
@@ -90,6 +60,10 @@ def check_continuous_batching(model: nn.Module) -> None:
     positions = getattr(model.config, "position_embedding_type", None)
     if positions in POSITION_BIASES:
         raise ValueError(f"{refusal} position_embedding_type={positions!r}; use generate")
+    if getattr(model.config, "attention_type", None) == "differential":
+        raise ValueError(
+            f"{refusal} attention_type='differential', whose values are of two heads and wider than its keys; use generate"
+        )
     for module in model.modules():
         if isinstance(module, RotaryEmbedding) and module.depends_on_length:
             rule = module.rope_parameters["rope_type"]
