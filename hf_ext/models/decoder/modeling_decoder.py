@@ -30,6 +30,7 @@ from hf_ext.layers.blocks import BLOCKS, PostNormBlock, TransformerBlock
 from hf_ext.layers.differential_attention import DifferentialAttention
 from hf_ext.layers.feed_forward import FEED_FORWARDS
 from hf_ext.layers.latent_attention import LatentAttention
+from hf_ext.layers.linear import Linear
 from hf_ext.layers.mixture_of_experts import MixtureOfExperts, Router
 from hf_ext.layers.norms import NORMS, LayerNorm
 from hf_ext.layers.positional_encoding import AlibiBias, LearnedPositions, RelativeBias, SinusoidalPositions
@@ -325,7 +326,7 @@ class HfxDecoderForCausalLM(LanguageModelingHead, HfxDecoderPreTrainedModel, Gen
         super().__init__(config)
         self.model = HfxDecoderModel(config)
         self.vocab_size = config.vocab_size
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=config.lm_head_bias)
+        self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=config.lm_head_bias)
         self.mtp = None
         if config.num_nextn_predict_layers:
             layers = range(config.num_hidden_layers, config.num_hidden_layers + config.num_nextn_predict_layers)
@@ -486,7 +487,7 @@ class HfxDecoderForSequenceClassification(HfxDecoderPreTrainedModel):
         check_problem_type(config)
         self.num_labels = config.num_labels
         self.model = HfxDecoderModel(config)
-        self.score = nn.Linear(config.hidden_size, config.num_labels, bias=False)
+        self.score = Linear(config.hidden_size, config.num_labels, bias=False)
         self.post_init()
 
     @can_return_tuple
@@ -523,7 +524,7 @@ class HfxDecoderForTokenClassification(HfxDecoderPreTrainedModel):
         self.model = HfxDecoderModel(config)
         dropout = getattr(config, "classifier_dropout", None)
         self.dropout = nn.Dropout(config.hidden_dropout if dropout is None else dropout)
-        self.score = nn.Linear(config.hidden_size, config.num_labels)
+        self.score = Linear(config.hidden_size, config.num_labels)
         self.post_init()
 
     @can_return_tuple
@@ -550,7 +551,7 @@ class HfxDecoderForQuestionAnswering(HfxDecoderPreTrainedModel):
     def __init__(self, config: HfxDecoderConfig):
         super().__init__(config)
         self.model = HfxDecoderModel(config)
-        self.qa_outputs = nn.Linear(config.hidden_size, 2)
+        self.qa_outputs = Linear(config.hidden_size, 2)
         self.post_init()
 
     @can_return_tuple
