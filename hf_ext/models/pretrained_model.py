@@ -223,7 +223,10 @@ def check_labels(labels: torch.Tensor, vocab_size: int, shape: torch.Size, ignor
 
 
 def check_attention_mask(attention_mask, num_new_tokens: int, past_key_values=None) -> None:
-    """Raises ValueError for a 2-D padding mask that doesn't fit its tokens or has a row without any."""
+    """Raises ValueError for a 2-D padding mask that doesn't fit its tokens or has a row without any.
+
+    With a cache a row may be padding so far: its tokens come in a later chunk.
+    """
     if not isinstance(attention_mask, torch.Tensor) or attention_mask.ndim != 2:
         return
     columns = attention_mask.shape[1]
@@ -237,6 +240,12 @@ def check_attention_mask(attention_mask, num_new_tokens: int, past_key_values=No
             f"attention_mask: {columns} columns for {cached + num_new_tokens} tokens{of_them}; "
             "it needs one column for each token, those in the cache included"
         )
+    if past_key_values is None:
+        check_rows_have_tokens(attention_mask)
+
+
+def check_rows_have_tokens(attention_mask: torch.Tensor) -> None:
+    """Raises ValueError for a row of a 2-D padding mask that is padding alone (values on CPU only)."""
     if can_look_at(attention_mask) and not bool(attention_mask.any(dim=-1).all()):
         row = int((~attention_mask.any(dim=-1)).nonzero()[0])
         raise ValueError(f"attention_mask: row {row} has no token; drop the row or unmask at least one token")

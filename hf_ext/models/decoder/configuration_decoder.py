@@ -261,6 +261,11 @@ class HfxDecoderConfig(PretrainedConfig):
         """Dims of a head that rotary positions may turn."""
         return self.qk_rope_head_dim if self.attention_type == "latent" else self.head_dim
 
+    @property
+    def qk_head_dim(self) -> int | None:
+        """Size of keys that are not of the values' size: by it transformers knows how to set up a cache in advance."""
+        return self.head_dim if self.attention_type == "latent" else None
+
     def __setattr__(self, name, value):
         super().__setattr__(name, value)
         # layers that are all alike follow, so that a window or a number of layers set later, as `from_pretrained(…,
