@@ -5,9 +5,11 @@ B rows, T tokens of the prompt, padding included.
 
 import torch
 from transformers import GenerationMixin
+from transformers.masking_utils import create_masks_for_generate
 
 from hf_ext.models.attention_inputs import changing_frequencies
 from hf_ext.models.pretrained_model import check_rows_have_tokens
+from hf_ext.ops.flex_attention import check_flex_cache
 
 
 class CheckedGenerationMixin(GenerationMixin):
@@ -37,6 +39,12 @@ class CheckedGenerationMixin(GenerationMixin):
                     f"{int(lengths.max())} tokens, and the first chunk would be cached at other ones; leave it out"
                 )
         return super()._prefill(input_ids, generation_config, model_kwargs, *args, **kwargs)
+
+    @staticmethod
+    def create_masks_for_generate(config, **kwargs):
+        """As transformers', which makes the masks of a static cache before the model is called."""
+        check_flex_cache(config._attn_implementation, kwargs.get("past_key_values"))
+        return create_masks_for_generate(config, **kwargs)
 
     def _assisted_decoding(self, input_ids, *args, generation_config, **kwargs):
         """As transformers', where drafted tokens are judged at the frequencies that each would have alone.

@@ -5,6 +5,7 @@
 B batch, T tokens at hand, S keys (cache included), d hidden_size, V vocab_size.
 """
 
+from contextlib import nullcontext
 from functools import partial
 
 import torch
@@ -56,6 +57,7 @@ from hf_ext.models.pretrained_model import (
 )
 from hf_ext.models.scored_tokens import ScoredTokens, next_token_labels, scored_tokens
 from hf_ext.ops.backends import eager_attention_forward, with_equal_head_dims
+from hf_ext.ops.flex_attention import check_flex_cache, uncompiled_on_cpu, with_flex_on_cpu
 from hf_ext.ops.score_bias import ScoreBias
 
 
@@ -277,10 +279,14 @@ class HfxDecoderModel(HfxDecoderPreTrainedModel):
     def attention_inputs(self, inputs_embeds, attention_mask, past_key_values, position_ids) -> dict[str, dict]:
         """Layer type -> what its blocks are called with besides the hidden states: mask, bias, rotation, backend."""
         biases = self._position_biases(position_ids, past_key_values)
-        masks = self._masks(inputs_embeds, attention_mask, past_key_values, position_ids)
-        angles = {kind: rope(position_ids, dtype=inputs_embeds.dtype) for kind, rope in self.rotary_emb.items()}
         implementation = self.config._attn_implementation
+        check_flex_cache(implementation, past_key_values)
+        with uncompiled_on_cpu(inputs_embeds.device) if implementation == "flex_attention" else nullcontext():
+            masks = self._masks(inputs_embeds, attention_mask, past_key_values, position_ids)
+        angles = {kind: rope(position_ids, dtype=inputs_embeds.dtype) for kind, rope in self.rotary_emb.items()}
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
+        if implementation == "flex_attention":
+            attend = with_flex_on_cpu(attend)
         if self.config.attention_type != "multi_head":  # values are of another size than queries and keys
             attend = with_equal_head_dims(implementation, attend)
         return {
