@@ -74,6 +74,5 @@ def check_cached_frequencies(rotary_emb: nn.ModuleDict, past_key_values, positio
     if rule is not None:
         raise ValueError(
             f"past_key_values: {int(cached.max())} tokens were cached at other frequencies than rope_type={rule!r} gives "
-            f"{int(lengths.max())}; pass all tokens without a cache, or "
-            "use generate, which does"
+            f"{int(lengths.max())}; pass all tokens without a cache, as generate does where it has their ids"
         )
