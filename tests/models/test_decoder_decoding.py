@@ -2,7 +2,15 @@
 
 import pytest
 import torch
-from models.decoder_grid import ATTENTIONS, CASES, VARIANTS, attentions_for, make_model, tokens
+from models.decoder_grid import (
+    ATTENTIONS,
+    CASES,
+    VARIANTS,
+    attentions_for,
+    make_model,
+    one_attention_each,
+    tokens,
+)
 from transformers import cache_utils
 from transformers.cache_utils import QuantoQuantizedLayer
 
@@ -25,17 +33,6 @@ CORRELATION = 0.97
 LENGTH_DEPENDENT = ("dynamic", "longrope")
 # longer than every window in the grid, and so is the cache that the prompt fills
 PROMPT = 13
-
-
-def one_attention_each(cases: dict) -> list:
-    """All of CASES with `make test-full`; else of each variant one, in turn."""
-    plain = {
-        f"{name} ({able[i % len(able)]})"
-        for i, (name, able) in enumerate((name, attentions_for(options)) for name, options in VARIANTS.items())
-    }
-    return [
-        pytest.param(*case, id=name, marks=[] if name in plain else [pytest.mark.full]) for name, case in cases.items()
-    ]
 
 
 over_cases = pytest.mark.parametrize(("options", "attention"), one_attention_each(CASES))

@@ -574,6 +574,7 @@ class HfxDecoderForQuestionAnswering(HfxDecoderPreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         start_positions: torch.LongTensor | None = None,
         end_positions: torch.LongTensor | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
         **kwargs,
     ) -> QuestionAnsweringModelOutput:
         """start_logits and end_logits (B, T) and, with positions (B,), the loss; see `span_loss`."""
@@ -582,7 +583,13 @@ class HfxDecoderForQuestionAnswering(HfxDecoderPreTrainedModel):
         loss = None
         if start_positions is not None and end_positions is not None:
             loss = span_loss(
-                start_logits, end_logits, start_positions, end_positions, attention_mask, kwargs.get("position_ids")
+                start_logits,
+                end_logits,
+                start_positions,
+                end_positions,
+                attention_mask,
+                kwargs.get("position_ids"),
+                num_items_in_batch,
             )
         return QuestionAnsweringModelOutput(
             loss=loss,
