@@ -1,6 +1,7 @@
 """What every test stands on: no network, few threads, real data where it is at hand."""
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -10,14 +11,21 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import torch
+from transformers import testing_utils
 
 
 ROOT = Path(__file__).parents[1]
 
 
-def pytest_configure():
+def pytest_configure(config):
     if "PYTEST_XDIST_WORKER" in os.environ:  # the workers share the cores
         torch.set_num_threads(1)
+    if "TRANSFORMERS_TESTS" in os.environ:  # test_transformers_generic.py: its marks are declared nowhere else
+        checkout = Path(os.environ["TRANSFORMERS_TESTS"])
+        sources = [*checkout.glob("tests/*.py"), *checkout.glob("tests/*/test_*.py"), Path(testing_utils.__file__)]
+        marks = {name for source in sources for name in re.findall(r"\bmark\.(\w+)", source.read_text())}
+        for mark in sorted(marks):
+            config.addinivalue_line("markers", f"{mark}: transformers' own")
 
 
 def pytest_collection_modifyitems(items):

@@ -1,5 +1,7 @@
-"""The model families."""
+"""The model families, and what a model tells about its attention."""
 
+from hf_ext.models.attention_maps import attention_weights, draw_attention
+from hf_ext.models.attention_report import attention_report
 from hf_ext.models.decoder import (
     HfxDecoderConfig,
     HfxDecoderForCausalLM,
@@ -17,4 +19,7 @@ __all__ = [
     "HfxDecoderForSequenceClassification",
     "HfxDecoderForTokenClassification",
     "HfxDecoderModel",
+    "attention_report",
+    "attention_weights",
+    "draw_attention",
 ]

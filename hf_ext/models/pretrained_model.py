@@ -44,12 +44,12 @@ class HfxPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
-    # a step of 1e-3 would be lost in bf16
-    _keep_in_fp32_modules_strict = {"e_score_correction_bias", "expert_load"}
 
     def __init__(self, config: PretrainedConfig, *inputs, **kwargs):
         config.validate_architecture()  # again: it may have been changed since it was made
         super().__init__(config, *inputs, **kwargs)
+        if getattr(config, "router_balance_bias", False):  # a step of 1e-3 would be lost in bf16
+            self._keep_in_fp32_modules_strict = {"e_score_correction_bias"}
 
     def _sdpa_can_dispatch(self, is_init_check: bool = False) -> bool:
         """Whether `sdpa` computes what the config asks for; a ValueError says that it doesn't."""
@@ -71,19 +71,18 @@ class HfxPreTrainedModel(PreTrainedModel):
         return found
 
     def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict | None = None, **kwargs):
-        """As transformers', but what reentrant checkpointing would cut off is refused.
+        """As transformers', but without reentrant checkpointing where it would lose a gradient.
 
-        Raises:
-            ValueError: use_reentrant=True where something with a gradient leaves a block beside the hidden states.
+        That is where something with a gradient enters or leaves a block beside the hidden states. Both ways of
+        checkpointing give the same number otherwise.
         """
         if (gradient_checkpointing_kwargs or {}).get("use_reentrant"):
-            for name in ("value_residual", "num_experts"):
-                value = getattr(self.config, name, None)
-                if value:
-                    raise ValueError(
-                        f"use_reentrant=True: would lose the gradient of what {name}={value} passes beside the hidden "
-                        "states; use_reentrant=False keeps it"
-                    )
+            reason = _why_not_reentrant(self.config)
+            if reason:
+                logger.warning_once(
+                    f"use_reentrant=True: would lose a gradient with {reason}; using use_reentrant=False"
+                )
+                gradient_checkpointing_kwargs = gradient_checkpointing_kwargs | {"use_reentrant": False}
         super().gradient_checkpointing_enable(gradient_checkpointing_kwargs=gradient_checkpointing_kwargs, **kwargs)
 
     def _check_and_adjust_attn_implementation(self, attn_implementation: str | None, *args, **kwargs) -> str:
@@ -145,6 +144,16 @@ class HfxPreTrainedModel(PreTrainedModel):
             return model, info
         _refuse_unmatched_weights(model, info, path)
         return model
+
+
+def _why_not_reentrant(config: PretrainedConfig) -> str | None:
+    """The option whose tensors a block takes or gives beside the hidden states; reentrant checkpointing sees only these."""
+    for name in ("value_residual", "num_experts"):
+        value = getattr(config, name, None)
+        if value:
+            return f"{name}={value}"
+    relative = getattr(config, "position_embedding_type", None) == "relative"
+    return "position_embedding_type='relative'" if relative else None
 
 
 def _refuse_other_model_type(model_class: type[PreTrainedModel], path, hub_arguments: dict) -> None:

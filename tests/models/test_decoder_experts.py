@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import transformers
 from models.decoder_grid import VARIANTS, make_model, tokens
 
 from hf_ext.models import HfxDecoderConfig
@@ -55,13 +56,25 @@ def test_a_batch_is_counted_once_and_padding_not(checkpointed):
     assert float(router.expert_load.sum()) == 3 * (12 + 8)
 
 
-@pytest.mark.parametrize("options", [SPARSE, {"value_residual": True}], ids=str)
-def test_reentrant_checkpointing_is_refused(options):
-    """It would cut the gradient of what leaves a block beside the hidden states, and say nothing."""
-    model = make_model(**options)
-    with pytest.raises(ValueError, match=r"use_reentrant=True: .* use_reentrant=False"):
-        model.gradient_checkpointing_enable({"use_reentrant": True})
-    make_model().gradient_checkpointing_enable({"use_reentrant": True})
+RELATIVE = {"position_embedding_type": "relative"}
+
+
+@pytest.mark.parametrize("options", [{}, SPARSE, {"value_residual": True}, RELATIVE], ids=str)
+def test_reentrant_checkpointing(options, caplog):
+    """It doesn't see the gradient of what enters or leaves a block beside the hidden states; the other way does."""
+    gradients = []
+    for reentrant in (None, True):
+        model = make_model(**options).train()
+        if reentrant:
+            transformers.logging.get_logger().warning_once.cache_clear()
+            model.gradient_checkpointing_enable({"use_reentrant": True})
+            model.enable_input_require_grads()
+        model(tokens(), labels=tokens()).loss.backward()
+        gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
+    for name, expected in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], expected, msg=lambda text, name=name: f"{name}: {text}")
+    replaced = "use_reentrant=True: would lose a gradient with"
+    assert (replaced in caplog.text) == bool(options)
 
 
 @pytest.mark.parametrize(

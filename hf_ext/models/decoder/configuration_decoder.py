@@ -22,6 +22,7 @@ from hf_ext.models.configuration_checks import (
     check_zero_init,
 )
 from hf_ext.models.configuration_choices import check_choice
+from hf_ext.models.parallel_plans import tensor_parallel_plan
 from hf_ext.ops.rotary import check_rope_parameters
 
 
@@ -137,15 +138,6 @@ class HfxDecoderConfig(PretrainedConfig):
     model_type = "hfx_decoder"
     keys_to_ignore_at_inference = ["past_key_values"]
     attribute_map = {"num_local_experts": "num_experts"}
-    base_model_tp_plan = {
-        "layers.*.self_attn.q_proj": "colwise",
-        "layers.*.self_attn.k_proj": "colwise",
-        "layers.*.self_attn.v_proj": "colwise",
-        "layers.*.self_attn.o_proj": "rowwise",
-        "layers.*.mlp.gate_proj": "colwise",
-        "layers.*.mlp.up_proj": "colwise",
-        "layers.*.mlp.down_proj": "rowwise",
-    }
     base_model_pp_plan = {
         "embed_tokens": (["input_ids"], ["inputs_embeds"]),
         "layers": (["hidden_states", "attention_mask"], ["hidden_states"]),
@@ -265,6 +257,10 @@ class HfxDecoderConfig(PretrainedConfig):
     def qk_head_dim(self) -> int | None:
         """Size of keys that are not of the values' size: by it transformers knows how to set up a cache in advance."""
         return self.head_dim if self.attention_type == "latent" else None
+
+    @property
+    def base_model_tp_plan(self) -> dict[str, str]:
+        return tensor_parallel_plan(self)
 
     def __setattr__(self, name, value):
         super().__setattr__(name, value)

@@ -1,0 +1,63 @@
+"""The tensor-parallel plan names what there is to split, and only what may be split."""
+
+import re
+
+import pytest
+import torch
+from models.decoder_grid import VARIANTS, make_model, tokens
+
+
+def entry_of(plan: dict[str, str], name: str) -> str | None:
+    """The entry for a parameter, as transformers reads patterns."""
+    module = re.sub(r"\.\d+\.", ".*.", name.rsplit(".", 1)[0])
+    return plan.get(module)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_each_entry_is_there(name):
+    model = make_model("eager", **VARIANTS[name])
+    modules = {re.sub(r"\.\d+\.", ".*.", module) for module, _ in model.model.named_modules()}
+    plan = model.config.base_model_tp_plan
+    assert set(plan) <= modules
+    assert {f"model.{entry}" for entry in plan} <= set(model.tp_plan)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+@torch.no_grad()
+def test_two_devices_by_hand(name):
+    """Each half holds its rows of the colwise matrices and its columns of the rowwise ones; the halves add up."""
+    options = VARIANTS[name]
+    model = make_model("eager", **options)
+    plan, config = model.config.base_model_tp_plan, model.config
+    if config.num_key_value_heads == 1:
+        plan = {entry: kind for entry, kind in plan.items() if "self_attn" not in entry}  # no two halves of one head
+    layer = model.model.layers[0]
+    seen = []
+    parts = [getattr(layer, part) for part in ("self_attn", "mlp") if any(f".{part}." in entry for entry in plan)]
+    hooks = [
+        part.register_forward_hook(
+            lambda module, args, kwargs, output: seen.append((module, args, kwargs, output)), with_kwargs=True
+        )
+        for part in parts
+    ]
+    model(tokens(), use_cache=False)
+    for hook in hooks:
+        hook.remove()
+    for module, args, kwargs, output in seen:
+        whole = {n: p.clone() for n, p in module.named_parameters()}
+        part = "self_attn" if module is layer.self_attn else "mlp"
+        total = 0
+        for device in (0, 1):
+            for n, p in module.named_parameters():
+                kind = plan.get(f"layers.*.{part}.{n.rsplit('.', 1)[0]}")
+                half = whole[n]
+                if kind == "colwise":
+                    half = half.chunk(2)[device]
+                elif kind == "rowwise" and half.ndim == 2:
+                    half = half.chunk(2, dim=1)[device]
+                elif kind == "rowwise" and device:
+                    half = torch.zeros_like(half)  # a bias is added once
+                p.data = half
+            result = module(*args, **{**kwargs, "first_values": []} if "first_values" in kwargs else kwargs)
+            total = total + (result[0] if isinstance(result, tuple) else result)
+        torch.testing.assert_close(total, output[0] if isinstance(output, tuple) else output)
