@@ -254,6 +254,11 @@ class HfxDecoderConfig(PretrainedConfig):
         return self.qk_rope_head_dim if self.attention_type == "latent" else self.head_dim
 
     @property
+    def qk_head_dim(self) -> int | None:
+        """Size of keys that are not of the values' size: by it transformers knows how to set up a cache in advance."""
+        return self.head_dim if self.attention_type == "latent" else None
+
+    @property
     def base_model_tp_plan(self) -> dict[str, str]:
         return tensor_parallel_plan(self)
 
