@@ -209,7 +209,8 @@ def load_balancing_loss(
         scored: (N,) bool, tokens that the loss is taken over. num_items: those of the whole (accumulated) batch.
     """
     scores = router.score(logits)
-    shares = scores / scores.sum(dim=-1, keepdim=True)
+    # sigmoids may all be 0, and padding that isn't scored with them: 0 / 0 would be its say
+    shares = scores / (scores.sum(dim=-1, keepdim=True) + torch.finfo(scores.dtype).tiny)
     chosen = torch.zeros_like(scores).scatter(-1, router.choose(scores), 1.0)  # (N, E)
     counted = scored.to(scores.dtype)[:, None]
     empty = torch.zeros_like(scores)  # as many buckets as there could be documents: no shape depends on the data

@@ -19,6 +19,7 @@ from hf_ext.models.configuration_checks import (
     check_positions,
     check_sizes,
     check_special_tokens,
+    check_unused,
     check_zero_init,
 )
 from hf_ext.models.configuration_choices import check_choice
@@ -304,6 +305,8 @@ class HfxDecoderConfig(PretrainedConfig):
         check_layer_types(self)
         check_attention_type(self)
         check_experts(self)
+        if not self.num_nextn_predict_layers:
+            check_unused(self, "mtp_loss_weight", without="num_nextn_predict_layers")
 
 
 __all__ = ["HfxDecoderConfig"]
