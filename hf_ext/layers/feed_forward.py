@@ -70,7 +70,12 @@ class GatedFeedForward(nn.Module):
 
 def gated(activation: Callable[[torch.Tensor], torch.Tensor], gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
     """activation(gate) * up; for the backward pass gate and up alone are kept."""
-    return recomputed(lambda gate, up: activation(gate) * up, gate, up)
+
+    def product(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+        activated = activation(gate)
+        return activated * up if torch.is_grad_enabled() else activated.mul_(up)
+
+    return recomputed(product, gate, up)
 
 
 FEED_FORWARDS: dict[str, type[nn.Module]] = {"plain": FeedForward, "gated": GatedFeedForward}

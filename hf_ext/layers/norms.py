@@ -6,6 +6,18 @@ from torch import nn
 from hf_ext.ops.recomputed import recomputed
 
 
+def _with_unit_rms(x: torch.Tensor, eps: float) -> torch.Tensor:
+    """x / sqrt(mean(x²) + eps), in one new tensor where autograd doesn't look."""
+    squares = x.square()
+    scale = torch.rsqrt(squares.mean(dim=-1, keepdim=True) + eps)
+    return x * scale if _records() else torch.mul(x, scale, out=squares)
+
+
+def _records() -> bool:
+    """Whether a gradient or a compiler wants to see each step, so that none may overwrite another."""
+    return torch.is_grad_enabled() or torch.compiler.is_compiling()
+
+
 class RMSNorm(nn.Module):
     """y = weight * x / sqrt(mean(x²) + eps); Zhang & Sennrich 2019, arXiv 1910.07467, eq. 4.
 
@@ -26,8 +38,8 @@ class RMSNorm(nn.Module):
     def _normalize(self, hidden_states: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         dtype = hidden_states.dtype
         x = hidden_states.to(torch.promote_types(dtype, torch.float32))
-        x = x * torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + self.eps)
-        return weight * x.to(dtype)
+        x = _with_unit_rms(x, self.eps).to(dtype)
+        return weight * x if _records() or x.dtype != weight.dtype else x.mul_(weight)
 
     def extra_repr(self) -> str:
         return f"{self.weight.shape[0]}, eps={self.eps}"
@@ -50,7 +62,7 @@ class UnitOffsetRMSNorm(nn.Module):
 
     def _normalize(self, hidden_states: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         x = hidden_states.to(torch.promote_types(hidden_states.dtype, torch.float32))
-        x = x * torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + self.eps)
+        x = _with_unit_rms(x, self.eps)
         return ((1 + weight.to(x.dtype)) * x).to(hidden_states.dtype)
 
     def extra_repr(self) -> str:
