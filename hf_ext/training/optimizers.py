@@ -48,15 +48,17 @@ def orthogonalize(
     a, b, c = NEWTON_SCHULZ
     if dtype is None:
         dtype = torch.float32 if matrices.device.type == "cpu" else torch.bfloat16
-    x = matrices.to(dtype)
+    x = matrices.to(dtype).reshape(-1, *matrices.shape[-2:])  # baddbmm takes one batch dimension
     tall = x.shape[-2] > x.shape[-1]
     if tall:
         x = x.mT  # the Gram matrix is then the smaller one
     x = x / (torch.linalg.matrix_norm(x, keepdim=True) + 1e-7)
     for _ in range(steps):
         gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
-    return (x.mT if tall else x).to(matrices.dtype)
+        # each sum comes with its product: small matrices spend as long on passes over memory as on multiplying
+        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        x = torch.baddbmm(x, polynomial, x, beta=a)
+    return (x.mT if tall else x).to(matrices.dtype).reshape(matrices.shape)
 
 
 class MuonWithAdamW(torch.optim.Optimizer):
