@@ -36,8 +36,30 @@ FAMILIES = {
 }
 
 
-# model_type -> where low-rank adapters go unless told otherwise
-LORA_TARGETS = {HfxDecoderConfig.model_type: ["q_proj", "v_proj"]}
+# Llama's module -> ours, where they have other or further names; peft takes those of them that are there
+MODULES_OF_LLAMA = {
+    "q_proj": ["q_proj", "q_b_proj"],  # of latent attention
+    "v_proj": ["v_proj", "kv_b_proj"],
+    "post_attention_layernorm": [
+        "post_attention_layernorm",
+        "pre_feedforward_layernorm",
+        "post_feedforward_layernorm",
+    ],
+    "norm": [],  # not there after post-norm blocks, and without a weight peft fails on it
+}
+
+
+def register_adapters(constants) -> None:
+    """Where peft's adapters go unless told otherwise: our decoder's modules have Llama's names, and so its choices.
+
+    Args:
+        constants: peft.utils.constants, which has a table by model_type for each method.
+    """
+    for name, targets in vars(constants).items():
+        if not name.startswith("TRANSFORMERS_MODELS_TO_") or not isinstance(targets, dict) or "llama" not in targets:
+            continue
+        modules = [own for module in targets["llama"] for own in MODULES_OF_LLAMA.get(module, [module])]
+        targets.setdefault(HfxDecoderConfig.model_type, modules)
 
 
 def register() -> None:
@@ -50,9 +72,9 @@ def register() -> None:
             # are to be shifted when it smooths them, and transformers' generic tests which labels a head takes
             auto_class._model_mapping._model_mapping[config_class.model_type] = model_class.__name__
     if find_spec("peft"):
-        from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+        from peft.utils import constants
 
-        TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.update(LORA_TARGETS)
+        register_adapters(constants)
     for name, backend in BACKENDS.items():
         # in both: a backend without a mask function would be given no mask at all, and padding would leak
         AttentionInterface.register(name, backend.attend)

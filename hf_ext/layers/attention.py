@@ -9,6 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from hf_ext.layers.linear import Linear
 from hf_ext.layers.norms import RMSNorm
 from hf_ext.ops.backends import eager_attention_forward
 from hf_ext.ops.rotary import apply_rotary
@@ -80,10 +81,10 @@ class MultiHeadAttention(nn.Module):
         self.layer_idx = layer_idx
         self.rope_interleave = rope_interleave
 
-        self.q_proj = nn.Linear(d_model, num_heads * self.head_dim, bias=bias)
-        self.k_proj = nn.Linear(d_model, num_key_value_heads * self.head_dim, bias=bias)
-        self.v_proj = nn.Linear(d_model, num_key_value_heads * self.head_dim, bias=bias)
-        self.o_proj = nn.Linear(num_heads * self.head_dim, d_model, bias=bias if output_bias is None else output_bias)
+        self.q_proj = Linear(d_model, num_heads * self.head_dim, bias=bias)
+        self.k_proj = Linear(d_model, num_key_value_heads * self.head_dim, bias=bias)
+        self.v_proj = Linear(d_model, num_key_value_heads * self.head_dim, bias=bias)
+        self.o_proj = Linear(num_heads * self.head_dim, d_model, bias=bias if output_bias is None else output_bias)
         self.o_proj.is_residual_output = True  # read where weights are initialised
         if sinks:  # else no attribute at all: transformers' paged attention takes whatever has the name for a tensor
             self.sinks = nn.Parameter(torch.zeros(num_heads))
@@ -174,13 +175,13 @@ class MultiHeadAttention(nn.Module):
         return query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
 
 
-def output_gate_projection(kind: str | None, d_model: int, num_heads: int, head_dim: int) -> nn.Linear | None:
+def output_gate_projection(kind: str | None, d_model: int, num_heads: int, head_dim: int) -> Linear | None:
     """The matrix of an output gate over heads of `head_dim`; None without one."""
     if kind is None:
         return None
     if kind not in OUTPUT_GATES:
         raise ValueError(f"output_gate={kind!r}: must be None or one of {', '.join(OUTPUT_GATES)}")
-    return nn.Linear(d_model, num_heads * (head_dim if kind == "elementwise" else 1), bias=False)
+    return Linear(d_model, num_heads * (head_dim if kind == "elementwise" else 1), bias=False)
 
 
 def check_heads(d_model: int, num_heads: int, num_key_value_heads: int, head_dim: int | None) -> None:

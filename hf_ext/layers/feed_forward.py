@@ -6,6 +6,9 @@ from functools import partial
 import torch
 from torch import nn
 
+from hf_ext.layers.linear import Linear
+from hf_ext.ops.recomputed import recomputed
+
 
 def relu_squared(x: torch.Tensor) -> torch.Tensor:
     """max(x, 0)²; So et al. 2021 (Primer), arXiv 2109.08668, sec. 4."""
@@ -36,8 +39,8 @@ class FeedForward(nn.Module):
 
     def __init__(self, d_model: int, intermediate_size: int, *, activation: str = "gelu", bias: bool = False):
         super().__init__()
-        self.up_proj = nn.Linear(d_model, intermediate_size, bias=bias)
-        self.down_proj = nn.Linear(intermediate_size, d_model, bias=bias)
+        self.up_proj = Linear(d_model, intermediate_size, bias=bias)
+        self.down_proj = Linear(intermediate_size, d_model, bias=bias)
         self.down_proj.is_residual_output = True  # read where weights are initialised
         self.activation = ACTIVATIONS[activation]
 
@@ -54,15 +57,20 @@ class GatedFeedForward(nn.Module):
 
     def __init__(self, d_model: int, intermediate_size: int, *, activation: str = "silu", bias: bool = False):
         super().__init__()
-        self.gate_proj = nn.Linear(d_model, intermediate_size, bias=bias)
-        self.up_proj = nn.Linear(d_model, intermediate_size, bias=bias)
-        self.down_proj = nn.Linear(intermediate_size, d_model, bias=bias)
+        self.gate_proj = Linear(d_model, intermediate_size, bias=bias)
+        self.up_proj = Linear(d_model, intermediate_size, bias=bias)
+        self.down_proj = Linear(intermediate_size, d_model, bias=bias)
         self.down_proj.is_residual_output = True  # read where weights are initialised
         self.activation = ACTIVATIONS[activation]
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """(B, T, d_model) -> (B, T, d_model)."""
-        return self.down_proj(self.activation(self.gate_proj(hidden_states)) * self.up_proj(hidden_states))
+        return self.down_proj(gated(self.activation, self.gate_proj(hidden_states), self.up_proj(hidden_states)))
+
+
+def gated(activation: Callable[[torch.Tensor], torch.Tensor], gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    """activation(gate) * up; for the backward pass gate and up alone are kept."""
+    return recomputed(lambda gate, up: activation(gate) * up, gate, up)
 
 
 FEED_FORWARDS: dict[str, type[nn.Module]] = {"plain": FeedForward, "gated": GatedFeedForward}

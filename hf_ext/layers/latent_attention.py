@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from hf_ext.layers.attention import MultiHeadAttention, output_gate_projection
+from hf_ext.layers.linear import Linear
 from hf_ext.layers.norms import RMSNorm
 from hf_ext.layers.plain_linear import why_not_plain
 from hf_ext.ops.backends import eager_attention_forward
@@ -77,16 +78,16 @@ class LatentAttention(MultiHeadAttention):
         self.value_mix = None
 
         if q_lora_rank is None:
-            self.q_proj = nn.Linear(d_model, num_heads * self.head_dim, bias=False)
+            self.q_proj = Linear(d_model, num_heads * self.head_dim, bias=False)
         else:
-            self.q_a_proj = nn.Linear(d_model, q_lora_rank, bias=bias)
+            self.q_a_proj = Linear(d_model, q_lora_rank, bias=bias)
             self.q_a_layernorm = RMSNorm(q_lora_rank, eps=norm_eps)
-            self.q_b_proj = nn.Linear(q_lora_rank, num_heads * self.head_dim, bias=False)
+            self.q_b_proj = Linear(q_lora_rank, num_heads * self.head_dim, bias=False)
         self.q_lora_rank = q_lora_rank
-        self.kv_a_proj_with_mqa = nn.Linear(d_model, kv_lora_rank + qk_rope_head_dim, bias=bias)
+        self.kv_a_proj_with_mqa = Linear(d_model, kv_lora_rank + qk_rope_head_dim, bias=bias)
         self.kv_a_layernorm = RMSNorm(kv_lora_rank, eps=norm_eps)
-        self.kv_b_proj = nn.Linear(kv_lora_rank, num_heads * (qk_nope_head_dim + v_head_dim), bias=False)
-        self.o_proj = nn.Linear(num_heads * v_head_dim, d_model, bias=bias if output_bias is None else output_bias)
+        self.kv_b_proj = Linear(kv_lora_rank, num_heads * (qk_nope_head_dim + v_head_dim), bias=False)
+        self.o_proj = Linear(num_heads * v_head_dim, d_model, bias=bias if output_bias is None else output_bias)
         if sinks:
             self.sinks = nn.Parameter(torch.zeros(num_heads))
         self.o_proj.is_residual_output = True

@@ -19,7 +19,7 @@ N tokens, E experts, k of them a token, d d_model, I intermediate_size.
 import torch
 from torch import nn
 
-from hf_ext.layers.feed_forward import ACTIVATIONS, FEED_FORWARDS
+from hf_ext.layers.feed_forward import ACTIVATIONS, FEED_FORWARDS, gated
 from hf_ext.ops.grouped_matmul import grouped_matmul
 
 
@@ -132,7 +132,7 @@ class Experts(nn.Module):
         x = hidden_states[tokens]
         if self.gated:
             gate, up = grouped_matmul(x, self.gate_up_proj, stops).chunk(2, dim=-1)
-            x = self.activation(gate) * up
+            x = gated(self.activation, gate, up)
         else:
             x = self.activation(grouped_matmul(x, self.up_proj, stops))
         x = grouped_matmul(x, self.down_proj, stops) * weights.flatten()[order, None].to(x.dtype)
@@ -209,7 +209,8 @@ def load_balancing_loss(
         scored: (N,) bool, tokens that the loss is taken over. num_items: those of the whole (accumulated) batch.
     """
     scores = router.score(logits)
-    shares = scores / scores.sum(dim=-1, keepdim=True)
+    # sigmoids may all be 0, and padding that isn't scored with them: 0 / 0 would be its say
+    shares = scores / (scores.sum(dim=-1, keepdim=True) + torch.finfo(scores.dtype).tiny)
     chosen = torch.zeros_like(scores).scatter(-1, router.choose(scores), 1.0)  # (N, E)
     counted = scored.to(scores.dtype)[:, None]
     empty = torch.zeros_like(scores)  # as many buckets as there could be documents: no shape depends on the data

@@ -3,6 +3,8 @@
 import torch
 from torch import nn
 
+from hf_ext.ops.recomputed import recomputed
+
 
 class RMSNorm(nn.Module):
     """y = weight * x / sqrt(mean(x²) + eps); Zhang & Sennrich 2019, arXiv 1910.07467, eq. 4.
@@ -19,10 +21,13 @@ class RMSNorm(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """(..., dim) -> (..., dim)."""
+        return recomputed(self._normalize, hidden_states, self.weight)
+
+    def _normalize(self, hidden_states: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         dtype = hidden_states.dtype
         x = hidden_states.to(torch.promote_types(dtype, torch.float32))
         x = x * torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + self.eps)
-        return self.weight * x.to(dtype)
+        return weight * x.to(dtype)
 
     def extra_repr(self) -> str:
         return f"{self.weight.shape[0]}, eps={self.eps}"
@@ -41,9 +46,12 @@ class UnitOffsetRMSNorm(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """(..., dim) -> (..., dim)."""
+        return recomputed(self._normalize, hidden_states, self.weight)
+
+    def _normalize(self, hidden_states: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         x = hidden_states.to(torch.promote_types(hidden_states.dtype, torch.float32))
         x = x * torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + self.eps)
-        return ((1 + self.weight.to(x.dtype)) * x).to(hidden_states.dtype)
+        return ((1 + weight.to(x.dtype)) * x).to(hidden_states.dtype)
 
     def extra_repr(self) -> str:
         return f"{self.weight.shape[0]}, eps={self.eps}"

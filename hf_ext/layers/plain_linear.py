@@ -3,11 +3,13 @@
 import torch
 from torch import nn
 
+from hf_ext.layers.linear import Linear
+
 
 def why_not_plain(linear: nn.Module) -> str | None:
     """None where the layer is a plain matrix that may be read directly, else what it is: an adapter on it, a quantized or
     partitioned weight, a hook, would all be passed by."""
-    if type(linear) is not nn.Linear:
+    if type(linear) not in (nn.Linear, Linear):
         return f"is a {type(linear).__module__}.{type(linear).__name__}"
     if type(linear.weight) not in (nn.Parameter, torch.Tensor):
         return f"has a {type(linear.weight).__name__} weight"

@@ -6,6 +6,7 @@ from torch import nn
 from hf_ext.models.pretrained_model import can_look_at
 from hf_ext.ops.backends import BACKENDS
 from hf_ext.ops.eager_attention import causal_mask
+from hf_ext.ops.flex_attention import flex_mask
 from hf_ext.ops.score_bias import ScoreBias
 
 
@@ -20,6 +21,8 @@ def default_position_ids(attention_mask, past_key_values, num_tokens: int, devic
 
 def join_mask_and_bias(attention: str, mask, bias: ScoreBias | None, inputs_embeds: torch.Tensor) -> dict:
     """The arguments by which an attention implementation takes a mask and a score bias."""
+    if attention == "flex_attention" and isinstance(mask, torch.Tensor):
+        mask = flex_mask(mask, inputs_embeds.shape[0])
     if bias is None:
         return {"attention_mask": mask}
     if attention in ("eager", *BACKENDS):  # ours take the rule
@@ -71,6 +74,5 @@ def check_cached_frequencies(rotary_emb: nn.ModuleDict, past_key_values, positio
     if rule is not None:
         raise ValueError(
             f"past_key_values: {int(cached.max())} tokens were cached at other frequencies than rope_type={rule!r} gives "
-            f"{int(lengths.max())}; pass all tokens without a cache, or "
-            "use generate, which does"
+            f"{int(lengths.max())}; pass all tokens without a cache, as generate does where it has their ids"
         )

@@ -226,7 +226,7 @@ def _what_runs(implementation: str, call: _Call, module, is_compiled: bool) -> t
         tiles = f"tiles of {QUERY_TILE} x {KEY_TILE}, own backward"
         return tiles, masked if call.mask is None else f"mask as a rule: {call.mask}"
     if name == "flex_attention":
-        where = "compiled, forward only" if call.device.type == "cpu" else "compiled, forward and backward"
+        where = "uncompiled, forward only" if call.device.type == "cpu" else "compiled, forward and backward"
         return f"torch's flex_attention, {where}", masked
     if "flash" in name:
         return name, "the Hub's kernel" if "/" in name else "the installed package, else the Hub's kernel"

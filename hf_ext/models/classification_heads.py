@@ -73,7 +73,13 @@ def token_loss(logits: torch.Tensor, labels: torch.Tensor, num_items: int | torc
 
 
 def span_loss(
-    start_logits, end_logits, start_positions, end_positions, attention_mask=None, position_ids=None
+    start_logits,
+    end_logits,
+    start_positions,
+    end_positions,
+    attention_mask=None,
+    position_ids=None,
+    num_items: int | torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Mean of the cross-entropies of an answer's first and last token; Devlin et al. 2018, arXiv 1810.04805, sec. 4.2.
 
@@ -81,6 +87,8 @@ def span_loss(
         start_logits, end_logits: (B, T). start_positions, end_positions: (B,); T or beyond: the answer is not in this
             window, the row is not scored.
         attention_mask: (B, T), 0 for padding, which then doesn't compete: the loss of a row is what it is alone.
+        num_items: rows of the whole (accumulated) batch that are scored; default those at hand, for first and last token
+            each.
 
     Raises:
         ValueError: several documents in a row, whose tokens would compete for one answer.
@@ -95,7 +103,7 @@ def span_loss(
         positions = positions.reshape(-1).to(logits.device)
         if real is not None:
             logits = logits.masked_fill(~real, float("-inf"))
-        losses.append(token_loss(logits, positions.masked_fill(positions >= length, IGNORE_INDEX)))
+        losses.append(token_loss(logits, positions.masked_fill(positions >= length, IGNORE_INDEX), num_items))
     return (losses[0] + losses[1]) / 2
 
 

@@ -13,6 +13,19 @@ from hf_ext.models.configuration_choices import check_choice
 NORMED_OUTPUTS = ("sandwich", "reordered_norm")
 LAYER_TYPES = ("full_attention", "sliding_attention")
 MLP_LAYER_TYPES = ("dense", "sparse")
+EXPERT_FIELDS = (
+    "num_shared_experts",
+    "moe_intermediate_size",
+    "mlp_layer_types",
+    "router_scores",
+    "norm_topk_prob",
+    "routed_scaling_factor",
+    "router_aux_loss_coef",
+    "router_z_loss_coef",
+    "router_balance_bias",
+    "router_balance_rate",
+    "output_router_logits",
+)
 LATENT_FIELDS = ("q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
 
 
@@ -120,16 +133,29 @@ def check_attention_type(config) -> None:
             )
 
 
+def check_unused(config, name: str, *, without: str) -> None:
+    """Raises ValueError where a field was set that only another one gives an effect."""
+    value = getattr(config, name)
+    if value != type(config).__dataclass_fields__[name].default:
+        raise ValueError(f"{name}={value!r}: has no effect without {without}; set that too or leave it out")
+
+
 def check_experts(config) -> None:
     """Options of a mixture of experts are not given without one, and fit each other."""
     if config.num_experts == 0:
-        for name in ("num_shared_experts", "moe_intermediate_size", "mlp_layer_types", "router_balance_bias"):
-            if getattr(config, name):
-                raise ValueError(f"{name}={getattr(config, name)}: has no effect without num_experts; set that too")
+        for name in EXPERT_FIELDS:
+            check_unused(config, name, without="num_experts")
         return
+    if not config.router_balance_bias:
+        check_unused(config, "router_balance_rate", without="router_balance_bias")
     if config.num_experts_per_tok > config.num_experts:
         raise ValueError(f"num_experts_per_tok={config.num_experts_per_tok}: is above num_experts={config.num_experts}")
     if config.mlp_bias:
         raise ValueError("mlp_bias=True: experts have no biases; leave it out or set num_experts=0")
     if config.mlp_layer_types is not None:
         check_one_a_layer(config, "mlp_layer_types", MLP_LAYER_TYPES)
+        if "sparse" not in config.mlp_layer_types:
+            raise ValueError(
+                f"mlp_layer_types: all dense, of num_experts={config.num_experts} none would be used; make one layer "
+                "'sparse' or leave num_experts out"
+            )

@@ -12,6 +12,8 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from hf_ext.layers.linear import Linear
+
 
 class MultiTokenLayer(nn.Module):
     """One more token: joins a token's states with the embedding of the token that is known by then."""
@@ -19,7 +21,7 @@ class MultiTokenLayer(nn.Module):
     def __init__(self, d_model: int, block: nn.Module, norm: Callable[[], nn.Module]):
         super().__init__()
         self.enorm, self.hnorm = norm(), norm()
-        self.eh_proj = nn.Linear(2 * d_model, d_model, bias=False)
+        self.eh_proj = Linear(2 * d_model, d_model, bias=False)
         self.mtp_block = block
         self.post_norm = norm()
 

@@ -232,8 +232,20 @@ def check_labels(labels: torch.Tensor, vocab_size: int, shape: torch.Size, ignor
 
 
 def check_attention_mask(attention_mask, num_new_tokens: int, past_key_values=None) -> None:
-    """Raises ValueError for a 2-D padding mask that doesn't fit its tokens or has a row without any."""
-    if not isinstance(attention_mask, torch.Tensor) or attention_mask.ndim != 2:
+    """Raises ValueError for a 2-D padding mask that doesn't fit its tokens or has a row without any, and for a
+    ready one that isn't bool or additive: of any other the numbers would be added to the scores.
+
+    With a cache a row may be padding so far: its tokens come in a later chunk.
+    """
+    if not isinstance(attention_mask, torch.Tensor):
+        return
+    if attention_mask.ndim != 2:
+        if attention_mask.ndim != 4 or not (attention_mask.dtype == torch.bool or attention_mask.is_floating_point()):
+            kind = str(attention_mask.dtype).removeprefix("torch.")
+            raise ValueError(
+                f"attention_mask: {kind} of shape {tuple(attention_mask.shape)}, must be (batch, tokens), or bool or "
+                "additive floats of shape (batch, heads or 1, tokens, keys)"
+            )
         return
     columns = attention_mask.shape[1]
     cached = 0 if past_key_values is None else past_key_values.get_seq_length()
@@ -246,6 +258,12 @@ def check_attention_mask(attention_mask, num_new_tokens: int, past_key_values=No
             f"attention_mask: {columns} columns for {cached + num_new_tokens} tokens{of_them}; "
             "it needs one column for each token, those in the cache included"
         )
+    if past_key_values is None:
+        check_rows_have_tokens(attention_mask)
+
+
+def check_rows_have_tokens(attention_mask: torch.Tensor) -> None:
+    """Raises ValueError for a row of a 2-D padding mask that is padding alone (values on CPU only)."""
     if can_look_at(attention_mask) and not bool(attention_mask.any(dim=-1).all()):
         row = int((~attention_mask.any(dim=-1)).nonzero()[0])
         raise ValueError(f"attention_mask: row {row} has no token; drop the row or unmask at least one token")

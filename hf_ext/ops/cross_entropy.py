@@ -18,6 +18,8 @@ import re
 import torch
 from torch.nn import functional as F
 
+from hf_ext.ops.matrix_product import add_outer_product, linear
+
 
 # Bytes of one chunk's logits in fp32. Measured on 2 AVX2 cores, fp32, d = 512, V = 32,000, N = 2,048: 16, 32 and 64 MB
 # (128, 256, 512 rows) take the same time within 3 %, 128 MB takes longer, and small ones keep reading the weight anew.
@@ -163,13 +165,13 @@ def _loss_and_gradients(
     grad_weight = grad_weight.to(loss.dtype)  # the sum over chunks
     vocab_size = weight.shape[0]
     rows = (labels != ignore_index).nonzero().squeeze(-1)
-    with torch.autocast(hidden_states.device.type, enabled=False):
+    with torch.no_grad(), torch.autocast(hidden_states.device.type, enabled=False):
         matrix = weight.to(dtype)
         offset = None if bias is None else bias.to(dtype)
         for row in rows.chunk(-(-len(rows) // chunk_size)) if len(rows) else ():
             x = hidden_states.index_select(0, row).to(dtype)  # (C, d)
             y = labels[row].unsqueeze(-1)  # (C, 1)
-            product = F.linear(x, matrix, offset)  # (C, V)
+            product = linear(x, matrix, offset)  # (C, V)
             z = product.to(loss.dtype)  # fp32: the same memory
             if softcap is not None:
                 z = z.div_(softcap).tanh_()
@@ -198,9 +200,9 @@ def _loss_and_gradients(
                 grad_bias += dz.sum(dim=0)
             dz = product.copy_(dz)
             if wants_hidden:
-                grad_hidden.index_copy_(0, row, (dz @ matrix).to(grad_hidden.dtype))
+                grad_hidden.index_copy_(0, row, linear(dz, matrix.T).to(grad_hidden.dtype))
             if wants_weight and dz.dtype == grad_weight.dtype:
-                grad_weight.addmm_(dz.T, x)
+                add_outer_product(grad_weight, dz, x)
             elif wants_weight:
                 grad_weight += dz.T @ x
     return loss, grad_hidden, grad_weight.to(_kept(weight.dtype)), grad_bias

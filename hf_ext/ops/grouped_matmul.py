@@ -8,6 +8,8 @@ graphs whole under `torch.compile` and `torch.export`, and costs M * K * N whate
 
 import torch
 
+from hf_ext.ops.matrix_product import add_outer_product, linear
+
 
 def grouped_matmul(x: torch.Tensor, weight: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
     """(M, N): each row of `x` times its group's matrix, transposed.
@@ -30,8 +32,9 @@ def _forward(x: torch.Tensor, weight: torch.Tensor, offsets: torch.Tensor) -> to
     if _device_has_kernel(x):
         return torch.nn.functional.grouped_mm(x, weight.mT, offs=offsets.int())
     out = x.new_empty(x.shape[0], weight.shape[1])
-    for group, start, stop in _groups(offsets):
-        torch.mm(x[start:stop], weight[group].mT, out=out[start:stop])
+    with torch.no_grad():
+        for group, start, stop in _groups(offsets):
+            out[start:stop] = linear(x[start:stop], weight[group])
     return out
 
 
@@ -43,9 +46,10 @@ def _backward(
         x_grad = torch.nn.functional.grouped_mm(grad, weight, offs=offsets.int())
         return x_grad, torch.nn.functional.grouped_mm(grad.mT, x, offs=offsets.int())
     x_grad, weight_grad = torch.empty_like(x), torch.zeros_like(weight)
-    for group, start, stop in _groups(offsets):
-        torch.mm(grad[start:stop], weight[group], out=x_grad[start:stop])
-        torch.mm(grad[start:stop].mT, x[start:stop], out=weight_grad[group])
+    with torch.no_grad():
+        for group, start, stop in _groups(offsets):
+            x_grad[start:stop] = linear(grad[start:stop], weight[group].mT)
+            add_outer_product(weight_grad[group], grad[start:stop], x[start:stop])
     return x_grad, weight_grad
 
 

@@ -165,3 +165,13 @@ def test_router_is_exact_under_autocast_and_in_bf16():
     router.to(torch.bfloat16)
     assert router.e_score_correction_bias.dtype == router.expert_load.dtype == torch.float32
     assert router(x.bfloat16())[0].dtype == torch.float32
+
+
+def test_scores_that_are_all_zero_have_no_say():
+    """A sigmoid of -120 is 0: of padding, 0 / 0 times 0 was the loss."""
+    router = Router(8, 4, 2, scores="sigmoid")
+    logits = torch.randn(3, 4)
+    documents, scored = torch.zeros(3, dtype=torch.long), torch.tensor([True, True, False])
+    expected = load_balancing_loss(logits, router, documents, scored, 2)
+    logits[2] = -120
+    assert load_balancing_loss(logits, router, documents, scored, 2) == expected

@@ -1,5 +1,6 @@
 """The decoders that the model tests run over: small, and with weights large enough that attention is far from uniform."""
 
+import pytest
 import torch
 
 from hf_ext.models import HfxDecoderConfig, HfxDecoderForCausalLM
@@ -204,6 +205,17 @@ def attentions_for(options: dict) -> tuple[str, ...]:
 
 
 CASES = {f"{name} ({a})": (options, a) for name, options in VARIANTS.items() for a in attentions_for(options)}
+
+
+def one_attention_each(cases: dict) -> list:
+    """Parameters (options, attention): all `cases` with `make test-full`; else one attention a variant, in turn."""
+    plain = {
+        f"{name} ({able[i % len(able)]})"
+        for i, (name, able) in enumerate((name, attentions_for(options)) for name, options in VARIANTS.items())
+    }
+    return [
+        pytest.param(*case, id=name, marks=[] if name in plain else [pytest.mark.full]) for name, case in cases.items()
+    ]
 
 
 def make_config(**options) -> HfxDecoderConfig:

@@ -81,6 +81,14 @@ def test_reentrant_checkpointing(options, caplog):
     ("options", "message"),
     [
         ({"num_shared_experts": 1}, "num_shared_experts=1: has no effect without num_experts"),
+        ({"router_scores": "sigmoid"}, "router_scores='sigmoid': has no effect without num_experts"),
+        ({"output_router_logits": True}, "output_router_logits=True: has no effect without num_experts"),
+        (
+            {"num_experts": 4, "router_balance_rate": 0.1},
+            "router_balance_rate=0.1: has no effect without router_balance",
+        ),
+        ({"mtp_loss_weight": 0.5}, "mtp_loss_weight=0.5: has no effect without num_nextn_predict_layers"),
+        ({"num_experts": 4, "num_hidden_layers": 1, "mlp_layer_types": ["dense"]}, "mlp_layer_types: all dense"),
         ({"num_experts": 2, "num_experts_per_tok": 3}, "num_experts_per_tok=3: is above num_experts=2"),
         ({"num_experts": -1}, "num_experts=-1: must be at least 0"),
         ({"num_experts": 4, "mlp_layer_types": ["sparse"]}, "mlp_layer_types: 1 names for num_hidden_layers=8"),

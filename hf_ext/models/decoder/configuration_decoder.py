@@ -19,6 +19,7 @@ from hf_ext.models.configuration_checks import (
     check_positions,
     check_sizes,
     check_special_tokens,
+    check_unused,
     check_zero_init,
 )
 from hf_ext.models.configuration_choices import check_choice
@@ -254,6 +255,11 @@ class HfxDecoderConfig(PretrainedConfig):
         return self.qk_rope_head_dim if self.attention_type == "latent" else self.head_dim
 
     @property
+    def qk_head_dim(self) -> int | None:
+        """Size of keys that are not of the values' size: by it transformers knows how to set up a cache in advance."""
+        return self.head_dim if self.attention_type == "latent" else None
+
+    @property
     def base_model_tp_plan(self) -> dict[str, str]:
         return tensor_parallel_plan(self)
 
@@ -299,6 +305,8 @@ class HfxDecoderConfig(PretrainedConfig):
         check_layer_types(self)
         check_attention_type(self)
         check_experts(self)
+        if not self.num_nextn_predict_layers:
+            check_unused(self, "mtp_loss_weight", without="num_nextn_predict_layers")
 
 
 __all__ = ["HfxDecoderConfig"]

@@ -5,11 +5,12 @@
 B batch, T tokens at hand, S keys (cache included), d hidden_size, V vocab_size.
 """
 
+from contextlib import nullcontext
 from functools import partial
 
 import torch
 from torch import nn
-from transformers import DynamicCache, GenerationMixin
+from transformers import DynamicCache
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 from transformers.modeling_outputs import (
     BaseModelOutputWithPast,
@@ -30,6 +31,7 @@ from hf_ext.layers.blocks import BLOCKS, PostNormBlock, TransformerBlock
 from hf_ext.layers.differential_attention import DifferentialAttention
 from hf_ext.layers.feed_forward import FEED_FORWARDS
 from hf_ext.layers.latent_attention import LatentAttention
+from hf_ext.layers.linear import Linear
 from hf_ext.layers.mixture_of_experts import MixtureOfExperts, Router
 from hf_ext.layers.norms import NORMS, LayerNorm
 from hf_ext.layers.positional_encoding import AlibiBias, LearnedPositions, RelativeBias, SinusoidalPositions
@@ -41,6 +43,7 @@ from hf_ext.models.attention_inputs import (
     default_position_ids,
     join_mask_and_bias,
 )
+from hf_ext.models.checked_generation import CheckedGenerationMixin
 from hf_ext.models.classification_heads import check_problem_type, last_token, sequence_loss, span_loss, token_loss
 from hf_ext.models.decoder.configuration_decoder import HfxDecoderConfig
 from hf_ext.models.expert_balancing import count_choices, expert_loss, routers_of
@@ -55,6 +58,7 @@ from hf_ext.models.pretrained_model import (
 )
 from hf_ext.models.scored_tokens import ScoredTokens, next_token_labels, scored_tokens
 from hf_ext.ops.backends import eager_attention_forward, with_equal_head_dims
+from hf_ext.ops.flex_attention import check_flex_cache, uncompiled_on_cpu, with_flex_on_cpu
 from hf_ext.ops.score_bias import ScoreBias
 
 
@@ -250,7 +254,7 @@ class HfxDecoderModel(HfxDecoderPreTrainedModel):
         hidden_states = self.embedding_dropout(self.embedding_norm(hidden_states))
         if self.config.value_residual:
             kwargs["first_values"] = []
-        for kind, block in zip(self.config.layer_types, self.layers, strict=True):
+        for kind, block in zip(self.layer_types, self.layers[: self.config.num_hidden_layers], strict=True):
             hidden_states = block(
                 hidden_states,
                 **inputs_by_kind[kind],
@@ -260,6 +264,11 @@ class HfxDecoderModel(HfxDecoderPreTrainedModel):
             )
         output_class = MoeModelOutputWithPast if self.config.num_experts else BaseModelOutputWithPast
         return output_class(last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values)
+
+    @property
+    def layer_types(self) -> list[str]:
+        """Of the layers that run: generate has the first few draft for all by config.num_hidden_layers alone."""
+        return self.config.layer_types[: self.config.num_hidden_layers]
 
     def scale_embeddings(self, inputs_embeds: torch.Tensor) -> torch.Tensor:
         """Token embeddings times `embedding_multiplier`."""
@@ -271,10 +280,14 @@ class HfxDecoderModel(HfxDecoderPreTrainedModel):
     def attention_inputs(self, inputs_embeds, attention_mask, past_key_values, position_ids) -> dict[str, dict]:
         """Layer type -> what its blocks are called with besides the hidden states: mask, bias, rotation, backend."""
         biases = self._position_biases(position_ids, past_key_values)
-        masks = self._masks(inputs_embeds, attention_mask, past_key_values, position_ids)
-        angles = {kind: rope(position_ids, dtype=inputs_embeds.dtype) for kind, rope in self.rotary_emb.items()}
         implementation = self.config._attn_implementation
+        check_flex_cache(implementation, past_key_values)
+        with uncompiled_on_cpu(inputs_embeds.device) if implementation == "flex_attention" else nullcontext():
+            masks = self._masks(inputs_embeds, attention_mask, past_key_values, position_ids)
+        angles = {kind: rope(position_ids, dtype=inputs_embeds.dtype) for kind, rope in self.rotary_emb.items()}
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
+        if implementation == "flex_attention":
+            attend = with_flex_on_cpu(attend)
         if self.config.attention_type != "multi_head":  # values are of another size than queries and keys
             attend = with_equal_head_dims(implementation, attend)
         return {
@@ -292,8 +305,8 @@ class HfxDecoderModel(HfxDecoderPreTrainedModel):
         if self.position_bias is None:
             return {}
         biases = {}
-        for kind in set(self.config.layer_types):
-            key_positions = cached_key_positions(position_ids, past_key_values, self.config.layer_types.index(kind))
+        for kind in set(self.layer_types):
+            key_positions = cached_key_positions(position_ids, past_key_values, self.layer_types.index(kind))
             biases[kind] = self.position_bias(position_ids, key_positions)
         return biases
 
@@ -310,11 +323,11 @@ class HfxDecoderModel(HfxDecoderPreTrainedModel):
                 past_key_values=past_key_values,
                 position_ids=position_ids,
             )
-            for kind in set(self.config.layer_types)
+            for kind in set(self.layer_types)
         }
 
 
-class HfxDecoderForCausalLM(LanguageModelingHead, HfxDecoderPreTrainedModel, GenerationMixin):
+class HfxDecoderForCausalLM(LanguageModelingHead, HfxDecoderPreTrainedModel, CheckedGenerationMixin):
     """The decoder with a language-modelling head: each token predicts the next."""
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
@@ -325,7 +338,7 @@ class HfxDecoderForCausalLM(LanguageModelingHead, HfxDecoderPreTrainedModel, Gen
         super().__init__(config)
         self.model = HfxDecoderModel(config)
         self.vocab_size = config.vocab_size
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=config.lm_head_bias)
+        self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=config.lm_head_bias)
         self.mtp = None
         if config.num_nextn_predict_layers:
             layers = range(config.num_hidden_layers, config.num_hidden_layers + config.num_nextn_predict_layers)
@@ -348,11 +361,13 @@ class HfxDecoderForCausalLM(LanguageModelingHead, HfxDecoderPreTrainedModel, Gen
         if past_key_values is not None and any(rope.depends_on_length for rope in rotary_emb.values()):
             cached = int(past_key_values.get_seq_length())
         if cached:
-            position_ids = default_position_ids(attention_mask, None, input_ids.shape[1], input_ids.device)
+            # where input_ids holds the newest tokens only, the mask still has a column for each
+            num_tokens = input_ids.shape[1] if attention_mask is None else attention_mask.shape[-1]
+            position_ids = default_position_ids(attention_mask, None, num_tokens, input_ids.device)
             lengths = position_ids[:, -1] + 1
-            rule = changing_frequencies(rotary_emb, lengths - (input_ids.shape[1] - cached), lengths)
+            rule = changing_frequencies(rotary_emb, lengths - (num_tokens - cached), lengths)
             if rule is not None:
-                if input_ids.shape[1] <= cached:
+                if input_ids.shape[1] < num_tokens:
                     raise ValueError(
                         f"inputs_embeds: rope_type={rule!r} changes its frequencies "
                         "here and needs the prompt again; generate from input_ids"
@@ -486,7 +501,7 @@ class HfxDecoderForSequenceClassification(HfxDecoderPreTrainedModel):
         check_problem_type(config)
         self.num_labels = config.num_labels
         self.model = HfxDecoderModel(config)
-        self.score = nn.Linear(config.hidden_size, config.num_labels, bias=False)
+        self.score = Linear(config.hidden_size, config.num_labels, bias=False)
         self.post_init()
 
     @can_return_tuple
@@ -523,7 +538,7 @@ class HfxDecoderForTokenClassification(HfxDecoderPreTrainedModel):
         self.model = HfxDecoderModel(config)
         dropout = getattr(config, "classifier_dropout", None)
         self.dropout = nn.Dropout(config.hidden_dropout if dropout is None else dropout)
-        self.score = nn.Linear(config.hidden_size, config.num_labels)
+        self.score = Linear(config.hidden_size, config.num_labels)
         self.post_init()
 
     @can_return_tuple
@@ -550,7 +565,7 @@ class HfxDecoderForQuestionAnswering(HfxDecoderPreTrainedModel):
     def __init__(self, config: HfxDecoderConfig):
         super().__init__(config)
         self.model = HfxDecoderModel(config)
-        self.qa_outputs = nn.Linear(config.hidden_size, 2)
+        self.qa_outputs = Linear(config.hidden_size, 2)
         self.post_init()
 
     @can_return_tuple
@@ -560,6 +575,7 @@ class HfxDecoderForQuestionAnswering(HfxDecoderPreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         start_positions: torch.LongTensor | None = None,
         end_positions: torch.LongTensor | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
         **kwargs,
     ) -> QuestionAnsweringModelOutput:
         """start_logits and end_logits (B, T) and, with positions (B,), the loss; see `span_loss`."""
@@ -568,7 +584,13 @@ class HfxDecoderForQuestionAnswering(HfxDecoderPreTrainedModel):
         loss = None
         if start_positions is not None and end_positions is not None:
             loss = span_loss(
-                start_logits, end_logits, start_positions, end_positions, attention_mask, kwargs.get("position_ids")
+                start_logits,
+                end_logits,
+                start_positions,
+                end_positions,
+                attention_mask,
+                kwargs.get("position_ids"),
+                num_items_in_batch,
             )
         return QuestionAnsweringModelOutput(
             loss=loss,

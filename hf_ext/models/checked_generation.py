@@ -1,0 +1,75 @@
+"""What `generate` is asked for and a model can't do exactly: refused in one line before the first token.
+
+B rows, T tokens of the prompt, padding included.
+"""
+
+import torch
+from transformers import GenerationMixin
+from transformers.masking_utils import create_masks_for_generate
+
+from hf_ext.models.attention_inputs import changing_frequencies
+from hf_ext.models.pretrained_model import check_rows_have_tokens
+from hf_ext.ops.flex_attention import check_flex_cache
+
+
+class CheckedGenerationMixin(GenerationMixin):
+    """transformers' `generate` for models whose body holds its rotary embeddings in `rotary_emb`, by layer type."""
+
+    def _prefill(self, input_ids, generation_config, model_kwargs: dict, *args, **kwargs):
+        """As transformers', on the whole prompt, before it is cut into chunks of `prefill_chunk_size`.
+
+        Raises:
+            ValueError: a row of padding alone; or chunks where rotary frequencies change within the prompt, and the
+                chunks before the last would be cached at other ones.
+        """
+        mask = model_kwargs.get("attention_mask")
+        mask = mask if isinstance(mask, torch.Tensor) and mask.ndim == 2 else None
+        if mask is not None:
+            check_rows_have_tokens(mask)
+        chunk = generation_config.prefill_chunk_size
+        if chunk is not None:
+            cache = model_kwargs.get("past_key_values")
+            first = chunk + (0 if cache is None else int(cache.get_seq_length()))
+            lengths = token_counts(input_ids, mask)
+            cached = token_counts(input_ids[:, :first], None if mask is None else mask[:, :first])
+            rule = changing_frequencies(self.base_model.rotary_emb, cached, lengths)
+            if rule is not None:
+                raise ValueError(
+                    f"prefill_chunk_size={chunk}: rope_type={rule!r} changes its frequencies within the prompt of "
+                    f"{int(lengths.max())} tokens, and the first chunk would be cached at other ones; leave it out"
+                )
+        return super()._prefill(input_ids, generation_config, model_kwargs, *args, **kwargs)
+
+    @staticmethod
+    def create_masks_for_generate(config, **kwargs):
+        """As transformers', which makes the masks of a static cache before the model is called."""
+        check_flex_cache(config._attn_implementation, kwargs.get("past_key_values"))
+        return create_masks_for_generate(config, **kwargs)
+
+    def _assisted_decoding(self, input_ids, *args, generation_config, **kwargs):
+        """As transformers', where drafted tokens are judged at the frequencies that each would have alone.
+
+        Raises:
+            ValueError: rotary frequencies change before the text is complete; or `use_mtp`.
+        """
+        if generation_config.use_mtp:
+            raise ValueError(
+                "use_mtp=True: the blocks that predict further tokens serve training only; leave it out, or give an "
+                "assistant_model or prompt_lookup_num_tokens"
+            )
+        mask = kwargs.get("attention_mask")
+        lengths = token_counts(input_ids, mask if isinstance(mask, torch.Tensor) and mask.ndim == 2 else None)
+        final = lengths + (generation_config.max_length - input_ids.shape[1])
+        rule = changing_frequencies(self.base_model.rotary_emb, lengths, final)
+        if rule is not None:
+            raise ValueError(
+                f"assisted generation: rope_type={rule!r} changes its frequencies between {int(lengths.min())} and "
+                f"{int(final.max())} tokens, and drafted tokens would be judged at other ones; generate without "
+                "assistant_model, prompt_lookup_num_tokens and assistant_early_exit, or fewer tokens"
+            )
+        return super()._assisted_decoding(input_ids, *args, generation_config=generation_config, **kwargs)
+
+
+def token_counts(input_ids: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """(B,) int64: tokens of each row of (B, T) that aren't padding."""
+    return torch.ones_like(input_ids).sum(dim=-1) if mask is None else mask.long().sum(dim=-1)

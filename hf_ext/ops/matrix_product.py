@@ -1,0 +1,103 @@
+"""x W^T + b on the CPU by the faster of the two libraries that torch carries.
+
+torch multiplies fp32 matrices with MKL. For one row that is a routine on one thread, for a few rows it is slower yet, and
+on processors that are not Intel's MKL does not use AVX-512. oneDNN, which torch has for bf16 and for convolutions, has
+none of this. N rows, I inputs, O outputs.
+"""
+
+import platform
+
+import torch
+from torch.nn import functional as F
+
+
+# Multiplications below which F.linear is faster: oneDNN takes about 20 microseconds to begin with. A single row waits for
+# memory, not for arithmetic, and counts as four.
+MIN_MULTIPLICATIONS = 2**20
+ROWS_OF_A_VECTOR = 4
+
+# Elements of an outer product that are computed before they are added to a sum: 8 MB in fp32.
+ADDED_AT_ONCE = 2**21
+
+# measured on x86 only; elsewhere torch has other libraries behind F.linear
+HAS_ONEDNN = (
+    platform.machine() in ("x86_64", "AMD64")
+    and torch.backends.mkldnn.is_available()
+    and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+)
+
+
+def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """`torch.nn.functional.linear`, the same to rounding, differentiable as often as that.
+
+    Args:
+        x: (..., I). weight: (O, I), of any strides. bias: (O,).
+
+    Returns:
+        (..., O).
+    """
+    if not _takes_onednn(x, weight, bias):
+        return F.linear(x, weight, bias)
+    if torch.is_grad_enabled() and (
+        x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
+    ):
+        return _Linear.apply(x, weight, bias)
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+
+@torch.no_grad()
+def add_outer_product(total: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:
+    """total += a^T b, in place: (O, I) += (N, O)^T (N, I). Memory beside it is bounded."""
+    if not _takes_onednn(a, b):
+        total.addmm_(a.T, b)
+        return
+    columns = max(1, ADDED_AT_ONCE // b.shape[1])
+    for part, rows in zip(a.split(columns, dim=1), total.split(columns), strict=True):
+        rows.add_(linear(part.T, b.T))
+
+
+class _Linear(torch.autograd.Function):
+    """The product and its gradients, which are products again: `linear` all over, so they have gradients too."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias):
+        ctx.save_for_backward(x, weight)
+        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, weight = ctx.saved_tensors
+        wants_x, wants_weight, wants_bias = ctx.needs_input_grad
+        rows = grad.flatten(0, -2)  # (N, O)
+        return (
+            linear(grad, weight.T) if wants_x else None,
+            _outer_product(rows, x.flatten(0, -2)) if wants_weight else None,
+            rows.sum(dim=0) if wants_bias else None,
+        )
+
+
+def _outer_product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """a^T b: (N, O), (N, I) -> (O, I). oneDNN copies its first factor where it is transposed: let that be the smaller."""
+    return linear(a.T, b.T) if a.shape[1] <= b.shape[1] else linear(b.T, a.T).T
+
+
+def _takes_onednn(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> bool:
+    """Large plain fp32 tensors on a CPU whose products nobody traces, transforms, counts or casts."""
+    tensors = (x, weight) if bias is None else (x, weight, bias)
+    return (
+        not torch.compiler.is_compiling()  # first: it can't look at what follows
+        and HAS_ONEDNN
+        and weight.numel() * max(ROWS_OF_A_VECTOR, x.numel() // weight.shape[-1]) >= MIN_MULTIPLICATIONS
+        and all(
+            type(t) in (torch.Tensor, torch.nn.Parameter) and t.dtype == torch.float32 and t.device.type == "cpu"
+            for t in tensors
+        )
+        and x.numel() > 0
+        and (weight.is_contiguous() or weight.T.is_contiguous())  # of other strides oneDNN has its slow reference only
+        and x.ndim > 1
+        and torch._C._get_mkldnn_enabled()
+        and not torch.jit.is_tracing()
+        and not torch.is_autocast_enabled("cpu")
+        and not torch._C._are_functorch_transforms_active()
+        and not torch._C._len_torch_dispatch_stack()  # FlopCounterMode and its like know F.linear only
+    )
