@@ -36,6 +36,13 @@ class HfxTrainingArguments(TrainingArguments):
             "or AMX). Default: bfloat16 on an accelerator, float32 on CPU."
         },
     )
+    muon_beta2: float | None = field(
+        default=None,
+        metadata={
+            "help": "With it Muon evens out the rates of a matrix's rows by a running mean of their squares with this "
+            "decay (NorMuon: 0.95). Default: plain Muon."
+        },
+    )
     z_loss_weight: float = field(
         default=0.0, metadata={"help": "Weight of log(Z)^2 in a language model's training loss (PaLM: 1e-4)."}
     )
@@ -63,6 +70,14 @@ class HfxTrainingArguments(TrainingArguments):
                 )
             if self.muon_dtype not in PRECISIONS:
                 raise ValueError(f"muon_dtype={self.muon_dtype!r}: must be {' or '.join(PRECISIONS)}, or none")
+        if self.muon_beta2 is not None:
+            if self.matrix_optimizer is None:
+                raise ValueError(
+                    f"muon_beta2={self.muon_beta2}: has no effect without matrix_optimizer; set matrix_optimizer: muon "
+                    "or leave it out"
+                )
+            if not 0 <= self.muon_beta2 < 1:
+                raise ValueError(f"muon_beta2={self.muon_beta2}: must be at least 0 and below 1, or none")
         if self.learning_rate < 0:
             raise ValueError(f"learning_rate={self.learning_rate}: must not be negative")
         if not 0 <= self.muon_momentum < 1:

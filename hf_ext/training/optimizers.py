@@ -9,6 +9,10 @@ rate. With M_t = momentum * M_{t-1} + G_t and Nesterov's G_t + momentum * M_t,
 scale = 0.2 * sqrt(max(rows, columns)) gives the update the root mean square of AdamW's, so that one learning rate and one
 weight decay serve both (Liu et al. 2025, arXiv 2502.16982, eq. 4): `adjust="match_rms_adamw"`. Jordan et al.'s own is
 sqrt(max(1, rows / columns)), `adjust="spectral"`, wants a learning rate of its own.
+
+O_t has rows of very different lengths still. NorMuon (Li et al. 2025, arXiv 2510.05491, alg. 1) divides each by the
+root of a running mean of its squares, v_t = beta2 * v_{t-1} + (1 - beta2) * mean over columns of O_t², then scales the
+matrix back to the norm of O_t: neurons, the rows of a linear layer's weight, learn at one rate as directions do.
 """
 
 import difflib
@@ -26,6 +30,10 @@ ADJUSTMENTS = ("match_rms_adamw", "spectral")
 # p(x) = a x + b x³ + c x⁵ drives every singular value in (0, 1] towards 1: steep at 0, and within 0.7 to 1.2 after 5 steps
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 NEWTON_SCHULZ_STEPS = 5
+
+
+# added to a row's root mean square, which is near 1 / sqrt(max(rows, columns)) where the row has a gradient at all
+NEURON_EPS = 1e-8
 
 
 # what the Newton-Schulz products may be computed in
@@ -48,15 +56,17 @@ def orthogonalize(
     a, b, c = NEWTON_SCHULZ
     if dtype is None:
         dtype = torch.float32 if matrices.device.type == "cpu" else torch.bfloat16
-    x = matrices.to(dtype)
+    x = matrices.to(dtype).reshape(-1, *matrices.shape[-2:])  # baddbmm takes one batch dimension
     tall = x.shape[-2] > x.shape[-1]
     if tall:
         x = x.mT  # the Gram matrix is then the smaller one
     x = x / (torch.linalg.matrix_norm(x, keepdim=True) + 1e-7)
     for _ in range(steps):
         gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
-    return (x.mT if tall else x).to(matrices.dtype)
+        # each sum comes with its product: small matrices spend as long on passes over memory as on multiplying
+        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        x = torch.baddbmm(x, polynomial, x, beta=a)
+    return (x.mT if tall else x).to(matrices.dtype).reshape(matrices.shape)
 
 
 class MuonWithAdamW(torch.optim.Optimizer):
@@ -70,6 +80,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
         momentum: Muon's, with Nesterov's look ahead.
         adjust: the scale of Muon's update, see the file's head.
         muon_dtype: "float32", "bfloat16" or None, see `orthogonalize`.
+        muon_beta2: NorMuon's beta2, in [0, 1); None for plain Muon.
     """
 
     def __init__(
@@ -83,6 +94,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
         momentum: float = 0.95,
         adjust: str = "match_rms_adamw",
         muon_dtype: str | None = None,
+        muon_beta2: float | None = None,
     ):
         _check_name("adjust", adjust, ADJUSTMENTS)
         if muon_dtype is not None:
@@ -95,6 +107,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
             "momentum": momentum,
             "adjust": adjust,
             "muon_dtype": muon_dtype,
+            "muon_beta2": muon_beta2,
             "use_muon": False,
         }
         super().__init__(param_groups, defaults)
@@ -108,6 +121,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
         for group in self.param_groups:  # those saved before there was a choice
             group.setdefault("adjust", "match_rms_adamw")
             group.setdefault("muon_dtype", None)
+            group.setdefault("muon_beta2", None)
 
     @torch.no_grad()
     def step(self, closure=None):
@@ -136,10 +150,26 @@ class MuonWithAdamW(torch.optim.Optimizer):
             # one batched product for all matrices of a shape: small ones are too small to keep a processor busy alone
             stacked = torch.stack([update for _, update in pairs])
             updates = orthogonalize(stacked, dtype=PRECISIONS.get(group["muon_dtype"]))
+            if group["muon_beta2"] is not None:
+                updates = self._even_neurons([parameter for parameter, _ in pairs], updates, group["muon_beta2"])
             scale = update_scale(*shape[-2:], group["adjust"])
             for (parameter, _), update in zip(pairs, updates, strict=True):
                 parameter.mul_(1 - group["lr"] * group["weight_decay"])
                 parameter.add_(update, alpha=-group["lr"] * scale)
+
+    def _even_neurons(self, parameters: list[torch.Tensor], updates: torch.Tensor, beta2: float) -> torch.Tensor:
+        """NorMuon's division of stacked updates (N, ..., rows, columns) by each row's running root mean square."""
+        squares = updates.square().mean(dim=-1, keepdim=True)
+        for parameter, square in zip(parameters, squares, strict=True):
+            state = self.state[parameter]
+            if "neuron_mean_square" not in state:
+                state["neuron_mean_square"] = torch.zeros_like(square)
+            state["neuron_mean_square"].lerp_(square, 1 - beta2)
+        means = torch.stack([self.state[parameter]["neuron_mean_square"] for parameter in parameters])
+        evened = updates / (means.sqrt() + NEURON_EPS)
+        norm, before = (torch.linalg.matrix_norm(x, keepdim=True) for x in (evened, updates))
+        # both are 0 where there is no gradient yet, as behind an output matrix that starts at 0
+        return evened * (before / norm.clamp(min=NEURON_EPS))
 
     def _adamw_step(self, group: dict, parameters: list[torch.Tensor]) -> None:
         for parameter in parameters:
@@ -249,6 +279,7 @@ def create_optimizer(
     matrix_learning_rate: float | None = None,
     adjust: str = "match_rms_adamw",
     muon_dtype: str | None = None,
+    muon_beta2: float | None = None,
 ) -> torch.optim.Optimizer:
     """AdamW, or Muon for the matrices inside the blocks and AdamW for the rest.
 
@@ -257,6 +288,7 @@ def create_optimizer(
         matrix_learning_rate: of Muon alone.
         adjust: the scale of Muon's update, "match_rms_adamw" or "spectral".
         muon_dtype: what Muon's products are computed in, "float32" or "bfloat16"; see `orthogonalize`.
+        muon_beta2: NorMuon's, for rows that learn at one rate; None for plain Muon.
 
     Raises:
         ValueError: unknown name, values out of range, nothing to train, or no matrix for Muon.
@@ -272,8 +304,9 @@ def create_optimizer(
             raise ValueError(
                 f"{what}={value}: must be {'above' if what in ('eps', 'matrix_learning_rate') else 'at least'} 0"
             )
-    for what, value in (("betas[0]", betas[0]), ("betas[1]", betas[1]), ("momentum", momentum)):
-        if not 0 <= value < 1:
+    shares = {"betas[0]": betas[0], "betas[1]": betas[1], "momentum": momentum, "muon_beta2": muon_beta2}
+    for what, value in shares.items():
+        if value is not None and not 0 <= value < 1:
             raise ValueError(f"{what}={value}: must be at least 0 and below 1")
     groups = parameter_groups(
         model,
@@ -295,4 +328,5 @@ def create_optimizer(
         momentum=momentum,
         adjust=adjust,
         muon_dtype=muon_dtype,
+        muon_beta2=muon_beta2,
     )

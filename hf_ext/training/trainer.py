@@ -60,6 +60,7 @@ class HfxTrainer(Trainer):
                 eps=self.args.adam_epsilon,
                 momentum=self.args.muon_momentum,
                 muon_dtype=self.args.muon_dtype,
+                muon_beta2=self.args.muon_beta2,
             )
         return super().create_optimizer(model)
 

@@ -128,17 +128,73 @@ def test_mixed_precision_without_logs_or_checkpoints(tmp_path):
     assert "holds a run already (train_results.json) without a checkpoint" in again.stderr
 
 
+def data_file(recipe: dict, request) -> Path:
+    """The recipe's file in the folder of public data sets, or skip the test."""
+    file = request.getfixturevalue("real_data") / Path(recipe["data"]["data_files"]).relative_to("../shared/data")
+    if not file.is_file():
+        pytest.skip(f"no data set at hand: {file.name} is not in {file.parent}")
+    return file
+
+
 @pytest.mark.heavy
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
-def test_two_steps_of_every_recipe(path, tmp_path):
-    sizes = yaml.safe_load(path.read_text(encoding="utf-8"))["training"]
+def test_two_steps_of_every_recipe(path, tmp_path, request):
+    recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+    sizes = recipe["training"]
     argv = [path, "--training.output_dir", tmp_path / "run", "--max_steps", 2, "--warmup_steps", 0, "--eval_steps", 2]
     argv += ["--logging_steps", 1, "--max_validation_documents", 2, "--max_train_documents", 30]
+    if "data_files" in recipe["data"]:
+        argv += ["--data.data_files", data_file(recipe, request)]
     done = run(*argv)
     assert done.returncode == 0, done.stderr
     logged = json.loads((tmp_path / "run" / "trainer_state.json").read_text())["log_history"]
     assert [e["step"] for e in logged if "loss" in e] == [1, 2]
     assert sizes["output_dir"].startswith("outputs/")
+
+
+def test_the_race_keeps_its_rules(request):
+    """The usual split by position, rows of 64 characters, 12 a step, 0.82M parameters, every held-out one scored once."""
+    from transformers import AutoModelForCausalLM
+
+    from hf_ext.data import load_documents, pack_dataset
+    from hf_ext.tasks.pretraining import SECTIONS, build_config, get_tokenizer
+    from hf_ext.training.recipe import load_recipe
+
+    path = ROOT / "recipes/pretraining/tinyshakespeare_char.yaml"
+    file = data_file(yaml.safe_load(path.read_text(encoding="utf-8")), request)
+    recipe = load_recipe([str(path), "--data.data_files", str(file)], SECTIONS)
+    text = file.read_text(encoding="utf-8")
+    train, validation = load_documents(recipe.data, seed=0)
+    assert train["text"] == [text[: len(text) * 9 // 10]]
+    assert validation["text"] == [text[len(text) * 9 // 10 :]]
+
+    tokenizer = get_tokenizer(recipe.tokenizer, iter(train["text"]), model_max_length=64, checkpoint=None)
+    rows = pack_dataset(validation, tokenizer, **vars(recipe.packing))
+    assert {len(row) for row in rows["input_ids"]} == {64}
+    scored = [label for row in rows["labels"] for label in row if label != -100]
+    assert (
+        tokenizer.decode(scored[:-1]) == validation["text"][0][1:]
+    )  # without the first character, and the end's token
+
+    training = recipe.training
+    assert training.train_batch_size * training.gradient_accumulation_steps == 12
+    assert training.max_steps == 2000
+    model = AutoModelForCausalLM.from_config(build_config(recipe.model, tokenizer, vocab_size=0))
+    assert model.num_parameters() <= 820_000
+
+
+# nanoGPT's CPU setting needs 2,000 steps of as many characters for this
+RACE_LOSS_AT_500 = 1.88
+
+
+@pytest.mark.full
+@pytest.mark.heavy
+def test_the_race_is_won_after_500_steps(tmp_path, request):
+    path = ROOT / "recipes/pretraining/tinyshakespeare_char.yaml"
+    file = data_file(yaml.safe_load(path.read_text(encoding="utf-8")), request)
+    done = run(path, "--data.data_files", file, "--training.output_dir", tmp_path / "run", "--max_steps", 500)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "run" / "all_results.json").read_text())["eval_loss"] <= RACE_LOSS_AT_500
 
 
 @pytest.mark.heavy

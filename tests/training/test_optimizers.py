@@ -97,6 +97,41 @@ def test_muon_s_step_is_its_equation():
     assert 0.15 < (0.2 * 30**0.5 * update).square().mean().sqrt() < 0.45
 
 
+def test_normuon_s_step_is_its_equation():
+    torch.manual_seed(0)
+    weights = [nn.Parameter(torch.randn(12, 30)) for _ in range(2)]
+    optimizer = MuonWithAdamW([{"params": weights, "use_muon": True}], lr=0.1, momentum=0.9, muon_beta2=0.8)
+    expected = [weight.detach().clone() for weight in weights]
+    momentum, mean = [torch.zeros(12, 30) for _ in weights], [torch.zeros(12, 1) for _ in weights]
+    for _ in range(3):
+        for i, weight in enumerate(weights):
+            weight.grad = torch.randn(12, 30) * torch.logspace(0, -2, 12)[:, None]  # rows of very different lengths
+            momentum[i] = 0.9 * momentum[i] + weight.grad
+            update = orthogonalize(weight.grad + 0.9 * momentum[i])
+            mean[i] = 0.8 * mean[i] + 0.2 * update.square().mean(dim=1, keepdim=True)
+            evened = update / mean[i].sqrt()
+            expected[i] -= 0.1 * 0.2 * 30**0.5 * update.norm() / evened.norm() * evened
+        optimizer.step()
+        for weight, value in zip(weights, expected, strict=True):
+            torch.testing.assert_close(weight.detach(), value, **FP32)
+
+
+def test_normuon_waits_for_a_first_gradient_and_takes_stacks():
+    weight = nn.Parameter(torch.ones(3, 8, 5))
+    optimizer = MuonWithAdamW([{"params": [weight], "use_muon": True}], lr=0.1, muon_beta2=0.95)
+    weight.grad = torch.zeros_like(weight)
+    optimizer.step()
+    assert torch.equal(weight.detach(), torch.ones(3, 8, 5))
+    weight.grad = torch.randn(3, 8, 5, generator=torch.Generator().manual_seed(0))
+    optimizer.step()
+    step = (weight.detach() - 1).norm(dim=(1, 2))
+    # the first update's rows have no past that differs from them: all lengths alike, the whole as long as Muon's
+    rows = (weight.detach() - 1).norm(dim=2)
+    torch.testing.assert_close(rows, rows[:, :1].expand(3, 8), **FP32)
+    expected = 0.1 * 0.2 * 8**0.5 * orthogonalize(weight.grad).norm(dim=(1, 2))
+    torch.testing.assert_close(step, expected, **FP32)
+
+
 def test_scales_of_the_update():
     for adjust, scale in (("match_rms_adamw", 0.2 * 40**0.5), ("spectral", (40 / 10) ** 0.5)):
         weight = nn.Parameter(torch.zeros(40, 10))
@@ -109,8 +144,9 @@ def test_scales_of_the_update():
     torch.testing.assert_close(weight.detach(), -orthogonalize(weight.grad), **FP32)  # a wide one isn't scaled down
 
 
+@pytest.mark.parametrize("muon_beta2", [None, 0.95])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_a_loaded_state_goes_on_to_the_same_bits(dtype):
+def test_a_loaded_state_goes_on_to_the_same_bits(dtype, muon_beta2):
     def run(model, optimizer, seeds):
         for seed in seeds:
             ids = torch.randint(1, 64, (2, 9), generator=torch.Generator().manual_seed(seed))
@@ -124,7 +160,7 @@ def test_a_loaded_state_goes_on_to_the_same_bits(dtype):
             assert optimizer.step(closure).isfinite()
 
     def make(model):
-        return create_optimizer(model, name="muon", learning_rate=1e-2, weight_decay=0.1)
+        return create_optimizer(model, name="muon", learning_rate=1e-2, weight_decay=0.1, muon_beta2=muon_beta2)
 
     model = llama().to(dtype)
     optimizer = make(model)
@@ -230,6 +266,7 @@ def test_classifiers_and_adapters_are_no_block_matrices():
         ({"momentum": 1.0}, "momentum=1.0: must be at least 0 and below 1"),
         ({"betas": (0.9, 1.5)}, r"betas\[1\]=1.5"),
         ({"name": "muon", "muon_dtype": "bf16"}, "muon_dtype='bf16': must be one of float32, bfloat16"),
+        ({"name": "muon", "muon_beta2": 1.0}, "muon_beta2=1.0: must be at least 0 and below 1"),
         ({"matrix_learning_rate": 0.0}, "matrix_learning_rate=0.0: must be above 0"),
     ],
     ids=str,

@@ -165,6 +165,7 @@ def test_matrix_optimizer_and_schedules(tmp_path):
         matrix_optimizer="muon",
         matrix_learning_rate=5e-2,
         muon_dtype="bfloat16",
+        muon_beta2=0.9,
         lr_scheduler_type="warmup_stable_decay",
         lr_scheduler_kwargs={"decay_fraction": 0.5, "decay_form": "linear"},
         max_steps=4,
@@ -174,6 +175,7 @@ def test_matrix_optimizer_and_schedules(tmp_path):
     assert trainer.optimizer.optimizer.param_groups[0]["use_muon"]
     assert trainer.optimizer.optimizer.param_groups[0]["initial_lr"] == 5e-2
     assert trainer.optimizer.optimizer.param_groups[0]["muon_dtype"] == "bfloat16"
+    assert trainer.optimizer.optimizer.param_groups[0]["muon_beta2"] == 0.9
     logged = [e["learning_rate"] for e in trainer.state.log_history if "learning_rate" in e]
     assert logged == pytest.approx([0.0, 5e-2, 5e-2, 2.5e-2])
 
