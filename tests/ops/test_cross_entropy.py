@@ -350,7 +350,8 @@ def test_between_forward_and_backward_only_gradients_are_kept():
 
 
 def test_default_chunk_is_bounded():
-    assert default_chunk_size(32_000, 512) * 32_000 * 4 <= CHUNK_BYTES
+    assert default_chunk_size(32_000, 256) * 32_000 * 4 <= CHUNK_BYTES
+    assert default_chunk_size(32_000, 512) == 256  # not fewer rows than d / 2
     assert default_chunk_size(128_256, 4096) == 2048
     assert default_chunk_size(10**9, 1) == 1
 
