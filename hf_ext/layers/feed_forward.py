@@ -35,18 +35,28 @@ class FeedForward(nn.Module):
         intermediate_size: size between the two matrices.
         activation: name in `ACTIVATIONS`.
         bias: whether both matrices have one.
+        dropout: on what goes into the second matrix, in training.
     """
 
-    def __init__(self, d_model: int, intermediate_size: int, *, activation: str = "gelu", bias: bool = False):
+    def __init__(
+        self,
+        d_model: int,
+        intermediate_size: int,
+        *,
+        activation: str = "gelu",
+        bias: bool = False,
+        dropout: float = 0.0,
+    ):
         super().__init__()
         self.up_proj = Linear(d_model, intermediate_size, bias=bias)
         self.down_proj = Linear(intermediate_size, d_model, bias=bias)
         self.down_proj.is_residual_output = True  # read where weights are initialised
         self.activation = ACTIVATIONS[activation]
+        self.dropout = nn.Dropout(dropout)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """(B, T, d_model) -> (B, T, d_model)."""
-        return self.down_proj(self.activation(self.up_proj(hidden_states)))
+        return self.down_proj(self.dropout(self.activation(self.up_proj(hidden_states))))
 
 
 class GatedFeedForward(nn.Module):
@@ -55,17 +65,27 @@ class GatedFeedForward(nn.Module):
     Args: as `FeedForward`.
     """
 
-    def __init__(self, d_model: int, intermediate_size: int, *, activation: str = "silu", bias: bool = False):
+    def __init__(
+        self,
+        d_model: int,
+        intermediate_size: int,
+        *,
+        activation: str = "silu",
+        bias: bool = False,
+        dropout: float = 0.0,
+    ):
         super().__init__()
         self.gate_proj = Linear(d_model, intermediate_size, bias=bias)
         self.up_proj = Linear(d_model, intermediate_size, bias=bias)
         self.down_proj = Linear(intermediate_size, d_model, bias=bias)
         self.down_proj.is_residual_output = True  # read where weights are initialised
         self.activation = ACTIVATIONS[activation]
+        self.dropout = nn.Dropout(dropout)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """(B, T, d_model) -> (B, T, d_model)."""
-        return self.down_proj(gated(self.activation, self.gate_proj(hidden_states), self.up_proj(hidden_states)))
+        activated = gated(self.activation, self.gate_proj(hidden_states), self.up_proj(hidden_states))
+        return self.down_proj(self.dropout(activated))
 
 
 def gated(activation: Callable[[torch.Tensor], torch.Tensor], gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:

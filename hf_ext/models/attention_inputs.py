@@ -2,11 +2,12 @@
 
 import torch
 from torch import nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from hf_ext.models.pretrained_model import can_look_at
-from hf_ext.ops.backends import BACKENDS
+from hf_ext.ops.backends import BACKENDS, eager_attention_forward, with_equal_head_dims
 from hf_ext.ops.eager_attention import causal_mask
-from hf_ext.ops.flex_attention import flex_mask
+from hf_ext.ops.flex_attention import flex_mask, with_flex_on_cpu
 from hf_ext.ops.score_bias import ScoreBias
 
 
@@ -19,7 +20,36 @@ def default_position_ids(attention_mask, past_key_values, num_tokens: int, devic
     return columns.unsqueeze(0)
 
 
-def join_mask_and_bias(attention: str, mask, bias: ScoreBias | None, inputs_embeds: torch.Tensor) -> dict:
+def attention_inputs(
+    config, masks: dict, biases: dict, rotary_emb: nn.ModuleDict, inputs_embeds, position_ids, *, is_causal: bool = True
+) -> dict[str, dict]:
+    """Layer type -> what its blocks are called with besides the hidden states: mask, bias, rotation, backend.
+
+    Args:
+        masks: by layer type, as the attention implementation takes them. biases: `ScoreBias`es by layer type, or empty.
+        is_causal: what the layers do where there is no mask.
+    """
+    implementation = config._attn_implementation
+    angles = {kind: rope(position_ids, dtype=inputs_embeds.dtype) for kind, rope in rotary_emb.items()}
+    attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
+    if implementation == "flex_attention":
+        attend = with_flex_on_cpu(attend)
+    if config.attention_type != "multi_head":  # values are of another size than queries and keys
+        attend = with_equal_head_dims(implementation, attend)
+    return {
+        kind: {
+            **join_mask_and_bias(implementation, mask, biases.get(kind), inputs_embeds, is_causal=is_causal),
+            "position_embeddings": angles.get(kind),
+            "position_ids": position_ids,
+            "attention_interface": attend,
+        }
+        for kind, mask in masks.items()
+    }
+
+
+def join_mask_and_bias(
+    attention: str, mask, bias: ScoreBias | None, inputs_embeds: torch.Tensor, *, is_causal: bool = True
+) -> dict:
     """The arguments by which an attention implementation takes a mask and a score bias."""
     if attention == "flex_attention" and isinstance(mask, torch.Tensor):
         mask = flex_mask(mask, inputs_embeds.shape[0])
@@ -31,7 +61,7 @@ def join_mask_and_bias(attention: str, mask, bias: ScoreBias | None, inputs_embe
     if attention != "sdpa":
         return {"attention_mask": mask, "position_bias": matrix}
     # sdpa's one mask holds both; transformers would forbid by a large number, not -inf, and padding see everything
-    if mask is None and matrix.shape[-2] == 1:  # the newest token sees all
+    if mask is None and (not is_causal or matrix.shape[-2] == 1):  # the newest token sees all
         return {"attention_mask": matrix}
     if mask is None:
         mask = causal_mask(*matrix.shape[-2:], device=matrix.device)

@@ -68,6 +68,8 @@ def check_positions(config) -> None:
             raise ValueError(
                 f"{name}={getattr(config, name)}: has no effect with position_embedding_type={scheme!r}; leave it out"
             )
+    if scheme != "sinusoidal":
+        check_unused(config, "sinusoidal_interleave", without="position_embedding_type='sinusoidal'")
     buckets, distance = config.relative_attention_num_buckets, config.relative_attention_max_distance
     if scheme == "relative" and (buckets < 2 or distance <= buckets // 2):
         raise ValueError(
@@ -150,6 +152,10 @@ def check_experts(config) -> None:
         check_unused(config, "router_balance_rate", without="router_balance_bias")
     if config.num_experts_per_tok > config.num_experts:
         raise ValueError(f"num_experts_per_tok={config.num_experts_per_tok}: is above num_experts={config.num_experts}")
+    if config.activation_dropout:
+        raise ValueError(
+            f"activation_dropout={config.activation_dropout}: experts have none; leave it out or set num_experts=0"
+        )
     if config.mlp_bias:
         raise ValueError("mlp_bias=True: experts have no biases; leave it out or set num_experts=0")
     if config.mlp_layer_types is not None:

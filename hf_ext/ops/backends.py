@@ -61,9 +61,12 @@ def attention_options(
         if kwargs.get(name) is not None:
             raise ValueError(f"attn_implementation={backend!r} does not support {name}; choose another implementation")
     is_causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-    is_causal = is_causal and attention_mask is None and query.shape[2] > 1
-    if is_causal and sliding_window is not None and key.shape[2] > sliding_window:
-        attention_mask = sliding_window_rule(query.shape[0], query.shape[2], key.shape[2], sliding_window, query.device)
+    windowed = attention_mask is None and sliding_window is not None and key.shape[2] > sliding_window
+    newest_alone = is_causal and query.shape[2] == 1
+    is_causal = is_causal and attention_mask is None and not newest_alone
+    if windowed and not newest_alone:
+        B, T, S = query.shape[0], query.shape[2], key.shape[2]
+        attention_mask = sliding_window_rule(B, T, S, sliding_window, query.device, is_causal=is_causal)
     return {
         "mask": attention_mask,
         "is_causal": is_causal,

@@ -51,11 +51,16 @@ class MaskRule:
         return self.tile(0, self.query_length, 0, self.key_length).expand(self.batch_size, -1, -1, -1)
 
 
-def sliding_window_rule(batch_size, query_length, key_length, sliding_window, device="cpu") -> MaskRule:
-    """A query sees itself and the `sliding_window - 1` keys before it (Beltagy et al. 2020, arXiv 2004.05150, sec. 3.1)."""
+def sliding_window_rule(
+    batch_size, query_length, key_length, sliding_window, device="cpu", *, is_causal: bool = True
+) -> MaskRule:
+    """A query sees itself and the `sliding_window - 1` keys before it, and after it unless `is_causal`; Beltagy et al. 2020,
+    arXiv 2004.05150, sec. 3.1."""
 
     def rule(batch, head, query, key):
-        return (key <= query) & (query - key < sliding_window)
+        if is_causal:
+            return (key <= query) & (query - key < sliding_window)
+        return (query - key).abs() < sliding_window
 
     return MaskRule(rule, batch_size, query_length, key_length, device=device)
 

@@ -3,6 +3,7 @@
 B batch, H heads, T queries, S keys. The distance of a key is its position minus the query's: negative in the past.
 
     ALiBi      slope_h * distance                     Press et al. 2021, arXiv 2108.12409, sec. 3
+               -slope_h * |distance|                  where the future is seen too
     relative   table[h, bucket(distance)]             Raffel et al. 2019 (T5), arXiv 1910.10683, sec. 2.1
 """
 
@@ -20,7 +21,7 @@ class ScoreBias:
         weight: ALiBi: slopes (H,). Relative: table (H, num_buckets), learnt.
         query_positions: (B or 1, T). key_positions: (B or 1, S); int64.
         max_distance: of the relative buckets, in tokens; None: ALiBi.
-        bidirectional: whether the future has buckets of its own (relative).
+        bidirectional: whether the future is seen: it has buckets of its own (relative), or counts like the past (ALiBi).
     """
 
     weight: torch.Tensor
@@ -58,7 +59,8 @@ class ScoreBias:
         return replace(self, weight=weight)
 
     def _distance(self, q0: int, q1: int, k0: int, k1: int) -> torch.Tensor:
-        return self.key_positions[:, None, k0:k1] - self.query_positions[:, q0:q1, None]
+        distance = self.key_positions[:, None, k0:k1] - self.query_positions[:, q0:q1, None]
+        return -distance.abs() if self.bidirectional and self.max_distance is None else distance
 
     def _buckets(self, distance: torch.Tensor) -> torch.Tensor:
         return relative_buckets(distance, self.weight.shape[1], self.max_distance, self.bidirectional)

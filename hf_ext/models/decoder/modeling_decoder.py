@@ -5,13 +5,11 @@
 B batch, T tokens at hand, S keys (cache included), d hidden_size, V vocab_size.
 """
 
-from contextlib import nullcontext
 from functools import partial
 
 import torch
 from torch import nn
 from transformers import DynamicCache
-from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 from transformers.modeling_outputs import (
     BaseModelOutputWithPast,
     CausalLMOutputWithPast,
@@ -21,99 +19,48 @@ from transformers.modeling_outputs import (
     SequenceClassifierOutputWithPast,
     TokenClassifierOutput,
 )
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from hf_ext.layers.attention import MultiHeadAttention
-from hf_ext.layers.blocks import BLOCKS, PostNormBlock, TransformerBlock
-from hf_ext.layers.differential_attention import DifferentialAttention
-from hf_ext.layers.feed_forward import FEED_FORWARDS
-from hf_ext.layers.latent_attention import LatentAttention
+from hf_ext.layers.blocks import BLOCKS, TransformerBlock
 from hf_ext.layers.linear import Linear
 from hf_ext.layers.mixture_of_experts import MixtureOfExperts, Router
-from hf_ext.layers.norms import NORMS, LayerNorm
-from hf_ext.layers.positional_encoding import AlibiBias, LearnedPositions, RelativeBias, SinusoidalPositions
-from hf_ext.layers.rope import AxialRotaryEmbedding, RotaryEmbedding
 from hf_ext.models.attention_inputs import (
+    attention_inputs,
     cached_key_positions,
     changing_frequencies,
     check_cached_frequencies,
     default_position_ids,
-    join_mask_and_bias,
 )
+from hf_ext.models.attention_masks import causal_masks
 from hf_ext.models.checked_generation import CheckedGenerationMixin
 from hf_ext.models.classification_heads import check_problem_type, last_token, sequence_loss, span_loss, token_loss
+from hf_ext.models.configured_layers import (
+    make_attention,
+    make_embedding_norm,
+    make_feed_forward,
+    make_final_norm,
+    make_norm,
+    make_position_bias,
+    make_position_embeddings,
+    make_rotary_embeddings,
+)
 from hf_ext.models.decoder.configuration_decoder import HfxDecoderConfig
+from hf_ext.models.embedded_tokens import embed, scale_embeddings
 from hf_ext.models.expert_balancing import count_choices, expert_loss, routers_of
 from hf_ext.models.language_modeling_head import LOSS_OPTIONS, LanguageModelingHead
 from hf_ext.models.multi_token_prediction import MultiTokenPrediction
 from hf_ext.models.packed_rows import check_packed_rows, flash_lengths
-from hf_ext.models.pretrained_model import (
-    HfxPreTrainedModel,
-    check_attention_mask,
-    check_positions,
-    check_token_ids,
-)
+from hf_ext.models.pretrained_model import HfxPreTrainedModel, check_attention_mask, check_token_ids
 from hf_ext.models.scored_tokens import ScoredTokens, next_token_labels, scored_tokens
-from hf_ext.ops.backends import eager_attention_forward, with_equal_head_dims
-from hf_ext.ops.flex_attention import check_flex_cache, uncompiled_on_cpu, with_flex_on_cpu
-from hf_ext.ops.score_bias import ScoreBias
-
-
-ATTENTIONS = {"multi_head": MultiHeadAttention, "differential": DifferentialAttention, "latent": LatentAttention}
-
-
-def decoder_norm(config: HfxDecoderConfig) -> nn.Module:
-    """The config's norm over the residual stream."""
-    if config.norm_type == "layernorm":
-        return LayerNorm(config.hidden_size, eps=config.norm_eps, bias=config.norm_bias)
-    return NORMS[config.norm_type](config.hidden_size, eps=config.norm_eps)
-
-
-def decoder_attention(config: HfxDecoderConfig, layer_idx: int, layer_type: str) -> MultiHeadAttention:
-    """The attention of layer `layer_idx`, of the config's type."""
-    options = {
-        "bias": config.attention_bias,
-        "output_bias": config.attention_output_bias,
-        "norm_eps": config.norm_eps,
-        "dropout": config.attention_dropout,
-        "scaling": None if config.query_pre_attn_scalar is None else config.query_pre_attn_scalar**-0.5,
-        "softcap": config.attn_logit_softcapping,
-        "sinks": config.attention_sinks,
-        "output_gate": config.attention_output_gate,
-        "sliding_window": config.sliding_window if layer_type == "sliding_attention" else None,
-        "layer_idx": layer_idx,
-        "rope_interleave": config.rope_interleave,
-    }
-    if config.attention_type == "latent":
-        options |= {
-            "kv_lora_rank": config.kv_lora_rank,
-            "q_lora_rank": config.q_lora_rank,
-            "qk_nope_head_dim": config.qk_nope_head_dim,
-            "qk_rope_head_dim": config.qk_rope_head_dim,
-            "v_head_dim": config.v_head_dim,
-        }
-    else:
-        options |= {
-            "num_key_value_heads": config.num_key_value_heads,
-            "head_dim": config.head_dim,
-            "qk_norm": config.qk_norm,
-            # layers beyond the stack, which predict further tokens, have no first layer before them
-            "value_residual": config.value_residual and layer_idx < config.num_hidden_layers,
-        }
-    attention = ATTENTIONS[config.attention_type](config.hidden_size, config.num_attention_heads, **options)
-    attention.config = config  # the layer has no use for it, transformers' flash-attn integration asks for its dtype
-    return attention
 
 
 def decoder_feed_forward(config: HfxDecoderConfig, mlp_type: str) -> nn.Module:
     """The feed-forward of a layer: "dense", or "sparse", a mixture of experts."""
     if mlp_type == "dense":
-        return FEED_FORWARDS[config.mlp_type](
-            config.hidden_size, config.intermediate_size, activation=config.hidden_act, bias=config.mlp_bias
-        )
+        return make_feed_forward(config)
     return MixtureOfExperts(
         config.hidden_size,
         config.moe_intermediate_size,
@@ -136,19 +83,17 @@ def decoder_block(config: HfxDecoderConfig, layer_idx: int) -> TransformerBlock:
     """
     in_stack = layer_idx < config.num_hidden_layers
     return BLOCKS[config.block_type](
-        decoder_attention(config, layer_idx, config.layer_types[layer_idx if in_stack else -1]),
+        make_attention(
+            config,
+            layer_idx,
+            config.layer_types[layer_idx if in_stack else -1],
+            is_causal=True,
+            value_residual=config.value_residual and in_stack,  # beyond it there is no first layer before them
+        ),
         decoder_feed_forward(config, config.mlp_layer_types[layer_idx] if config.num_experts and in_stack else "dense"),
-        partial(decoder_norm, config),
+        partial(make_norm, config),
         dropout=config.hidden_dropout,
     )
-
-
-def decoder_rotary(config: HfxDecoderConfig, rope_parameters: dict) -> RotaryEmbedding:
-    """Rotary positions along the row, or by row and column of a grid."""
-    options = {"interleaved": config.rope_interleave, "rope_parameters": rope_parameters}
-    if config.rope_grid_width is None:
-        return RotaryEmbedding(config.rotary_dim, config.max_position_embeddings, **options)
-    return AxialRotaryEmbedding(config.rotary_dim, config.rope_grid_width, config.max_position_embeddings, **options)
 
 
 class HfxDecoderPreTrainedModel(HfxPreTrainedModel):
@@ -169,30 +114,13 @@ class HfxDecoderModel(HfxDecoderPreTrainedModel):
     def __init__(self, config: HfxDecoderConfig):
         super().__init__(config)
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
-        self.embed_positions = None
-        if config.position_embedding_type == "learned":
-            self.embed_positions = LearnedPositions(config.max_position_embeddings, config.hidden_size)
-        elif config.position_embedding_type == "sinusoidal":
-            self.embed_positions = SinusoidalPositions(config.hidden_size)
-        self.embedding_norm = decoder_norm(config) if config.embedding_norm else nn.Identity()
+        self.embed_positions = make_position_embeddings(config)
+        self.embedding_norm = make_embedding_norm(config)
         self.embedding_dropout = nn.Dropout(config.embedding_dropout)
         self.layers = nn.ModuleList(decoder_block(config, i) for i in range(config.num_hidden_layers))
-        # a post-norm stack ends in a norm already
-        self.norm = nn.Identity() if BLOCKS[config.block_type] is PostNormBlock else decoder_norm(config)
-        self.rotary_emb = nn.ModuleDict()  # by layer type; a type without has no positions
-        if config.position_embedding_type == "rope":
-            for kind, rope_parameters in config.rope_parameters_by_layer_type().items():
-                if rope_parameters is not None:
-                    self.rotary_emb[kind] = decoder_rotary(config, rope_parameters)
-        self.position_bias = None  # one for all layers
-        if config.position_embedding_type == "alibi":
-            self.position_bias = AlibiBias(config.num_attention_heads)
-        elif config.position_embedding_type == "relative":
-            self.position_bias = RelativeBias(
-                config.num_attention_heads,
-                config.relative_attention_num_buckets,
-                config.relative_attention_max_distance,
-            )
+        self.norm = make_final_norm(config)
+        self.rotary_emb = make_rotary_embeddings(config)
+        self.position_bias = make_position_bias(config, is_causal=True)  # one for all layers
         self.gradient_checkpointing = False
         self.post_init()
 
@@ -206,6 +134,7 @@ class HfxDecoderModel(HfxDecoderPreTrainedModel):
         past_key_values=None,
         inputs_embeds: torch.FloatTensor | None = None,
         use_cache: bool | None = None,
+        prefix_mask: torch.BoolTensor | None = None,
         **kwargs,
     ) -> BaseModelOutputWithPast:
         """Hidden states after the final norm.
@@ -216,6 +145,7 @@ class HfxDecoderModel(HfxDecoderPreTrainedModel):
             position_ids: (B, T); default: tokens counted from the row's first unmasked one. Positions that restart
                 within a row, with attention_mask=None, keep packed documents apart.
             past_key_values: a `Cache` to go on from. use_cache: return one.
+            prefix_mask: (B, tokens so far) True for tokens that see each other in both directions: a prefix LM.
 
         Returns:
             last_hidden_state (B, T, d), past_key_values; hidden_states and attentions where asked for.
@@ -242,16 +172,13 @@ class HfxDecoderModel(HfxDecoderPreTrainedModel):
             check_cached_frequencies(self.rotary_emb, past_key_values, position_ids)
 
         # made before a new cache is: packed rows are looked for only where there is none yet
-        inputs_by_kind = self.attention_inputs(inputs_embeds, attention_mask, past_key_values, position_ids)
+        inputs_by_kind = self.attention_inputs(
+            inputs_embeds, attention_mask, past_key_values, position_ids, prefix_mask
+        )
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
 
-        hidden_states = self.scale_embeddings(inputs_embeds)
-        if self.embed_positions is not None:
-            if self.config.position_embedding_type == "learned":
-                check_positions(position_ids, self.config.max_position_embeddings)
-            hidden_states = hidden_states + self.embed_positions(position_ids).to(hidden_states.dtype)
-        hidden_states = self.embedding_dropout(self.embedding_norm(hidden_states))
+        hidden_states = embed(self, inputs_embeds, position_ids)
         if self.config.value_residual:
             kwargs["first_values"] = []
         for kind, block in zip(self.layer_types, self.layers[: self.config.num_hidden_layers], strict=True):
@@ -270,61 +197,19 @@ class HfxDecoderModel(HfxDecoderPreTrainedModel):
         """Of the layers that run: generate has the first few draft for all by config.num_hidden_layers alone."""
         return self.config.layer_types[: self.config.num_hidden_layers]
 
-    def scale_embeddings(self, inputs_embeds: torch.Tensor) -> torch.Tensor:
-        """Token embeddings times `embedding_multiplier`."""
-        if self.config.embedding_multiplier is None:
-            return inputs_embeds
-        # rounded to the states' dtype before it multiplies, as Gemma does
-        return inputs_embeds * torch.tensor(self.config.embedding_multiplier, dtype=inputs_embeds.dtype)
-
-    def attention_inputs(self, inputs_embeds, attention_mask, past_key_values, position_ids) -> dict[str, dict]:
+    def attention_inputs(
+        self, inputs_embeds, attention_mask, past_key_values, position_ids, prefix_mask=None
+    ) -> dict[str, dict]:
         """Layer type -> what its blocks are called with besides the hidden states: mask, bias, rotation, backend."""
-        biases = self._position_biases(position_ids, past_key_values)
-        implementation = self.config._attn_implementation
-        check_flex_cache(implementation, past_key_values)
-        with uncompiled_on_cpu(inputs_embeds.device) if implementation == "flex_attention" else nullcontext():
-            masks = self._masks(inputs_embeds, attention_mask, past_key_values, position_ids)
-        angles = {kind: rope(position_ids, dtype=inputs_embeds.dtype) for kind, rope in self.rotary_emb.items()}
-        attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
-        if implementation == "flex_attention":
-            attend = with_flex_on_cpu(attend)
-        if self.config.attention_type != "multi_head":  # values are of another size than queries and keys
-            attend = with_equal_head_dims(implementation, attend)
-        return {
-            kind: {
-                **join_mask_and_bias(implementation, mask, biases.get(kind), inputs_embeds),
-                "position_embeddings": angles.get(kind),
-                "position_ids": position_ids,
-                "attention_interface": attend,
-            }
-            for kind, mask in masks.items()
-        }
-
-    def _position_biases(self, position_ids, past_key_values) -> dict[str, ScoreBias]:
-        """The score bias of each layer type; empty without one."""
-        if self.position_bias is None:
-            return {}
+        kinds = list(dict.fromkeys(self.layer_types))
+        masks = causal_masks(
+            self.config, kinds, inputs_embeds, attention_mask, past_key_values, position_ids, prefix_mask
+        )
         biases = {}
-        for kind in set(self.layer_types):
+        for kind in kinds if self.position_bias is not None else []:
             key_positions = cached_key_positions(position_ids, past_key_values, self.layer_types.index(kind))
             biases[kind] = self.position_bias(position_ids, key_positions)
-        return biases
-
-    def _masks(self, inputs_embeds, attention_mask, past_key_values, position_ids) -> dict[str, torch.Tensor]:
-        """The mask of each layer type, as the attention implementation takes it."""
-        if isinstance(attention_mask, dict):  # made by generate already
-            return attention_mask
-        makers = {"full_attention": create_causal_mask, "sliding_attention": create_sliding_window_causal_mask}
-        return {
-            kind: makers[kind](
-                config=self.config,
-                inputs_embeds=inputs_embeds,
-                attention_mask=attention_mask,
-                past_key_values=past_key_values,
-                position_ids=position_ids,
-            )
-            for kind in set(self.layer_types)
-        }
+        return attention_inputs(self.config, masks, biases, self.rotary_emb, inputs_embeds, position_ids)
 
 
 class HfxDecoderForCausalLM(LanguageModelingHead, HfxDecoderPreTrainedModel, CheckedGenerationMixin):
@@ -343,7 +228,7 @@ class HfxDecoderForCausalLM(LanguageModelingHead, HfxDecoderPreTrainedModel, Che
         if config.num_nextn_predict_layers:
             layers = range(config.num_hidden_layers, config.num_hidden_layers + config.num_nextn_predict_layers)
             self.mtp = MultiTokenPrediction(
-                config.hidden_size, [decoder_block(config, i) for i in layers], partial(decoder_norm, config)
+                config.hidden_size, [decoder_block(config, i) for i in layers], partial(make_norm, config)
             )
         self.post_init()
 
@@ -396,6 +281,7 @@ class HfxDecoderForCausalLM(LanguageModelingHead, HfxDecoderPreTrainedModel, Che
         logits_to_keep: int | torch.Tensor = 0,
         skip_logits: bool | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
+        prefix_mask: torch.BoolTensor | None = None,
         **kwargs,
     ) -> CausalLMOutputWithPast:
         """Logits and loss.
@@ -425,6 +311,7 @@ class HfxDecoderForCausalLM(LanguageModelingHead, HfxDecoderPreTrainedModel, Che
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
+            prefix_mask=prefix_mask,
             **kwargs,
         )
         loss, logits = self.loss_and_logits(
@@ -442,7 +329,7 @@ class HfxDecoderForCausalLM(LanguageModelingHead, HfxDecoderPreTrainedModel, Che
             if self.mtp is not None:
                 inputs_embeds = self.model.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
                 loss = loss + self.multi_token_loss(
-                    outputs.last_hidden_state, inputs_embeds, tokens, attention_mask, position_ids
+                    outputs.last_hidden_state, inputs_embeds, tokens, attention_mask, position_ids, prefix_mask
                 )
         returned = {
             "loss": loss,
@@ -469,13 +356,15 @@ class HfxDecoderForCausalLM(LanguageModelingHead, HfxDecoderPreTrainedModel, Che
             z=self.config.router_z_loss_coef,
         )
 
-    def multi_token_loss(self, hidden_states, inputs_embeds, tokens, attention_mask, position_ids) -> torch.Tensor:
+    def multi_token_loss(
+        self, hidden_states, inputs_embeds, tokens, attention_mask, position_ids, prefix_mask=None
+    ) -> torch.Tensor:
         """Weighted mean over the depths of the loss on the tokens after the next, 0-d."""
         if position_ids is None:
             position_ids = default_position_ids(attention_mask, None, inputs_embeds.shape[1], inputs_embeds.device)
-        inputs_by_kind = self.model.attention_inputs(inputs_embeds, attention_mask, None, position_ids)
+        inputs_by_kind = self.model.attention_inputs(inputs_embeds, attention_mask, None, position_ids, prefix_mask)
         by_depth = self.mtp(
-            self.model.scale_embeddings(inputs_embeds),
+            scale_embeddings(self.config, inputs_embeds),
             hidden_states,
             **inputs_by_kind[self.config.layer_types[-1]],
             **flash_lengths(self.config._attn_implementation, position_ids, inputs_embeds, attention_mask, {}),
