@@ -12,6 +12,13 @@ from hf_ext.models import (
     HfxDecoderForSequenceClassification,
     HfxDecoderForTokenClassification,
     HfxDecoderModel,
+    HfxEncoderConfig,
+    HfxEncoderForMaskedLM,
+    HfxEncoderForMultipleChoice,
+    HfxEncoderForQuestionAnswering,
+    HfxEncoderForSequenceClassification,
+    HfxEncoderForTokenClassification,
+    HfxEncoderModel,
 )
 from hf_ext.registry import register
 
@@ -24,6 +31,13 @@ __all__ = [
     "HfxDecoderForSequenceClassification",
     "HfxDecoderForTokenClassification",
     "HfxDecoderModel",
+    "HfxEncoderConfig",
+    "HfxEncoderForMaskedLM",
+    "HfxEncoderForMultipleChoice",
+    "HfxEncoderForQuestionAnswering",
+    "HfxEncoderForSequenceClassification",
+    "HfxEncoderForTokenClassification",
+    "HfxEncoderModel",
     "__version__",
 ]
 

@@ -6,6 +6,8 @@ from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForMultipleChoice,
     AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
@@ -21,6 +23,15 @@ from hf_ext.models.decoder import (
     HfxDecoderForTokenClassification,
     HfxDecoderModel,
 )
+from hf_ext.models.encoder import (
+    HfxEncoderConfig,
+    HfxEncoderForMaskedLM,
+    HfxEncoderForMultipleChoice,
+    HfxEncoderForQuestionAnswering,
+    HfxEncoderForSequenceClassification,
+    HfxEncoderForTokenClassification,
+    HfxEncoderModel,
+)
 from hf_ext.ops.backends import BACKENDS
 
 
@@ -32,6 +43,14 @@ FAMILIES = {
         (AutoModelForSequenceClassification, HfxDecoderForSequenceClassification),
         (AutoModelForTokenClassification, HfxDecoderForTokenClassification),
         (AutoModelForQuestionAnswering, HfxDecoderForQuestionAnswering),
+    ),
+    HfxEncoderConfig: (
+        (AutoModel, HfxEncoderModel),
+        (AutoModelForMaskedLM, HfxEncoderForMaskedLM),
+        (AutoModelForSequenceClassification, HfxEncoderForSequenceClassification),
+        (AutoModelForTokenClassification, HfxEncoderForTokenClassification),
+        (AutoModelForQuestionAnswering, HfxEncoderForQuestionAnswering),
+        (AutoModelForMultipleChoice, HfxEncoderForMultipleChoice),
     ),
 }
 
@@ -50,7 +69,7 @@ MODULES_OF_LLAMA = {
 
 
 def register_adapters(constants) -> None:
-    """Where peft's adapters go unless told otherwise: our decoder's modules have Llama's names, and so its choices.
+    """Where peft's adapters go unless told otherwise: our modules have the names of Llama's, and so its choices.
 
     Args:
         constants: peft.utils.constants, which has a table by model_type for each method.
@@ -59,7 +78,8 @@ def register_adapters(constants) -> None:
         if not name.startswith("TRANSFORMERS_MODELS_TO_") or not isinstance(targets, dict) or "llama" not in targets:
             continue
         modules = [own for module in targets["llama"] for own in MODULES_OF_LLAMA.get(module, [module])]
-        targets.setdefault(HfxDecoderConfig.model_type, modules)
+        for config_class in FAMILIES:
+            targets.setdefault(config_class.model_type, modules)
 
 
 def register() -> None:

@@ -24,6 +24,7 @@ ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "relu": nn.functional.relu,
     "relu2": relu_squared,
     "silu": nn.functional.silu,
+    "tanh": torch.tanh,
 }
 
 

@@ -10,6 +10,15 @@ from hf_ext.models.decoder import (
     HfxDecoderForTokenClassification,
     HfxDecoderModel,
 )
+from hf_ext.models.encoder import (
+    HfxEncoderConfig,
+    HfxEncoderForMaskedLM,
+    HfxEncoderForMultipleChoice,
+    HfxEncoderForQuestionAnswering,
+    HfxEncoderForSequenceClassification,
+    HfxEncoderForTokenClassification,
+    HfxEncoderModel,
+)
 
 
 __all__ = [
@@ -19,6 +28,13 @@ __all__ = [
     "HfxDecoderForSequenceClassification",
     "HfxDecoderForTokenClassification",
     "HfxDecoderModel",
+    "HfxEncoderConfig",
+    "HfxEncoderForMaskedLM",
+    "HfxEncoderForMultipleChoice",
+    "HfxEncoderForQuestionAnswering",
+    "HfxEncoderForSequenceClassification",
+    "HfxEncoderForTokenClassification",
+    "HfxEncoderModel",
     "attention_report",
     "attention_weights",
     "draw_attention",

@@ -66,19 +66,25 @@ def causal_masks(
 
 
 def bidirectional_masks(
-    config, kinds: list[str], inputs_embeds: torch.Tensor, attention_mask, position_ids: torch.Tensor
+    config,
+    kinds: list[str],
+    inputs_embeds: torch.Tensor,
+    attention_mask,
+    position_ids: torch.Tensor,
+    past_key_values=None,
 ) -> dict:
     """Layer type -> mask of a stack in which a token sees all of its document, or its window to both sides.
 
     Args: as in `causal_masks`. Documents are told apart by positions that restart, where there is no attention_mask.
     """
+    check_flex_cache(config._attn_implementation, past_key_values)
     windows = {kind: config.sliding_window if kind == "sliding_attention" else None for kind in kinds}
-    documents = None if attention_mask is not None else _documents(position_ids, inputs_embeds.shape[0])
+    S = inputs_embeds.shape[1] + (0 if past_key_values is None else past_key_values.get_seq_length())
+    is_packed = attention_mask is None and past_key_values is None
+    documents = _documents(position_ids, inputs_embeds.shape[0]) if is_packed else None
     with _mask_context(config, inputs_embeds):
         return {
-            kind: _make_mask(
-                config, inputs_embeds, inputs_embeds.shape[1], attention_mask, documents, documents, window
-            )
+            kind: _make_mask(config, inputs_embeds, S, attention_mask, documents, documents, window)
             for kind, window in windows.items()
         }
 
@@ -132,7 +138,7 @@ def _make_mask(
         batch_size=inputs_embeds.shape[0],
         q_length=inputs_embeds.shape[1],
         kv_length=key_length,
-        q_offset=0,
+        q_offset=max(0, key_length - inputs_embeds.shape[1]) if window is not None else 0,
         kv_offset=0,
         mask_function=rule,
         attention_mask=attention_mask,

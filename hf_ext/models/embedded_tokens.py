@@ -14,14 +14,18 @@ def scale_embeddings(config, inputs_embeds: torch.Tensor) -> torch.Tensor:
     return inputs_embeds * torch.tensor(config.embedding_multiplier, dtype=inputs_embeds.dtype)
 
 
-def embed(stack: nn.Module, inputs_embeds: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
-    """dropout(norm(scale * token embeddings + position embeddings)), (B, T, d), by the modules of a stack.
+def embed(
+    stack: nn.Module, inputs_embeds: torch.Tensor, position_ids: torch.Tensor, segments: torch.Tensor | None = None
+) -> torch.Tensor:
+    """dropout(norm(scale * token embeddings + segments + position embeddings)), (B, T, d), by the modules of a stack.
 
     Args:
         stack: has `config`, `embed_positions` (or None), `embedding_norm` and `embedding_dropout`.
         inputs_embeds: (B, T, d). position_ids: (B or 1, T).
     """
     hidden_states = scale_embeddings(stack.config, inputs_embeds)
+    if segments is not None:
+        hidden_states = hidden_states + segments
     if stack.embed_positions is not None:
         if stack.config.position_embedding_type == "learned":
             check_positions(position_ids, stack.config.max_position_embeddings)

@@ -2,7 +2,7 @@
 
 
 def tensor_parallel_plan(config) -> dict[str, str]:
-    """What of a decoder's stack tensor parallelism splits; what isn't named is held whole by every device.
+    """What of a stack tensor parallelism splits; what isn't named is held whole by every device.
 
     The heads of an attention go to different devices: query, key, value and gate by columns, the output by rows. That is
     right only where no number but these matrices knows how many heads there are, and no norm goes over several heads.
@@ -18,7 +18,7 @@ def tensor_parallel_plan(config) -> dict[str, str]:
         names = ("q_proj", "k_proj", "v_proj", *(["gate_proj"] if config.attention_output_gate else []))
         plan |= {f"layers.*.self_attn.{name}": "colwise" for name in names}
         plan["layers.*.self_attn.o_proj"] = "rowwise"
-    if not config.num_experts or "dense" in config.mlp_layer_types:
+    if not getattr(config, "num_experts", 0) or "dense" in config.mlp_layer_types:
         names = ("gate_proj", "up_proj") if config.mlp_type == "gated" else ("up_proj",)
         plan |= {f"layers.*.mlp.{name}": "colwise" for name in names}
         plan["layers.*.mlp.down_proj"] = "rowwise"

@@ -1,0 +1,20 @@
+from hf_ext.models.encoder.configuration_encoder import HfxEncoderConfig
+from hf_ext.models.encoder.modeling_encoder import (
+    HfxEncoderForMaskedLM,
+    HfxEncoderForMultipleChoice,
+    HfxEncoderForQuestionAnswering,
+    HfxEncoderForSequenceClassification,
+    HfxEncoderForTokenClassification,
+    HfxEncoderModel,
+)
+
+
+__all__ = [
+    "HfxEncoderConfig",
+    "HfxEncoderForMaskedLM",
+    "HfxEncoderForMultipleChoice",
+    "HfxEncoderForQuestionAnswering",
+    "HfxEncoderForSequenceClassification",
+    "HfxEncoderForTokenClassification",
+    "HfxEncoderModel",
+]
