@@ -14,23 +14,16 @@ import argparse
 import ast
 import json
 import platform
-import resource
 import statistics
-import subprocess
-import sys
-import tempfile
-import time
 from functools import cache
 
 import torch
 import transformers
 from llama_twin import SIDES, build, matmul_rate
-from transformers import TrainerCallback
+from training_run import WARM_UP, in_own_process, time_training
 
 from hf_ext.data import iter_python_library, pack_documents, train_tokenizer
 from hf_ext.objectives.causal import CausalCollator
-from hf_ext.training.arguments import HfxTrainingArguments
-from hf_ext.training.trainer import HfxTrainer
 
 
 ROW = 512  # tokens
@@ -42,7 +35,6 @@ SIZES = {
     "num_attention_heads": 4,
     "max_position_embeddings": ROW,
 }
-WARM_UP = 3  # steps
 EOS, PAD = 0, 1
 
 
@@ -90,73 +82,28 @@ def pad_batch(rows: list[dict]) -> dict[str, torch.Tensor]:
     }
 
 
-class Clock(TrainerCallback):
-    """Seconds between the ends of steps."""
-
-    def __init__(self):
-        self.ends = [time.perf_counter()]
-
-    def on_step_end(self, args, state, control, **kwargs):
-        self.ends.append(time.perf_counter())
-
-
 def measure(side: str, kind: str, tokens_a_step: int, steps: int) -> dict[str, float]:
-    """One training run: seconds a step, tokens a step (padding not counted), peak memory in MB, last loss."""
-    transformers.logging.set_verbosity_error()
+    """One training run; tokens of padding don't count."""
     rows, batch_size = dataset(kind, tokens_a_step, steps + WARM_UP)
     collate = {
         "rows": lambda rows: {name: torch.stack([row[name] for row in rows]) for name in ("input_ids", "labels")},
         "packed": CausalCollator(SIZES["vocab_size"], PAD),
         "padded": pad_batch,
     }[kind]
-    num_tokens = []
-
-    def counted(rows: list[dict]) -> dict[str, torch.Tensor]:
-        batch = collate(rows)
-        num_tokens.append(int((batch["labels"] != -100).sum()))
-        return batch
-
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    clock = Clock()
-    with tempfile.TemporaryDirectory() as folder:
-        arguments = HfxTrainingArguments(
-            output_dir=folder,
-            use_cpu=True,
-            per_device_train_batch_size=batch_size,
-            max_steps=steps + WARM_UP,
-            learning_rate=1e-3,
-            lr_scheduler_type="constant",
-            train_sampling_strategy="sequential",
-            optim="adamw_torch_fused",
-            logging_strategy="no",
-            save_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-            remove_unused_columns=False,
-        )
-        trainer = HfxTrainer(
-            build(side, SIZES), args=arguments, train_dataset=rows, data_collator=counted, callbacks=[clock]
-        )
-        result = trainer.train()
-    spans = [end - start for start, end in zip(clock.ends[:-1], clock.ends[1:], strict=True)][WARM_UP:]
-    return {
-        "seconds": statistics.median(spans),
-        "tokens": sum(num_tokens[WARM_UP : steps + WARM_UP]) / steps,
-        "tokens_a_second": sum(num_tokens[WARM_UP : steps + WARM_UP]) / sum(spans),
-        "megabytes": (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024,
-        "loss": result.training_loss,
-    }
+    return time_training(
+        lambda: build(side, SIZES),
+        rows,
+        collate,
+        lambda batch: int((batch["labels"] != -100).sum()),
+        batch_size=batch_size,
+        steps=steps,
+    )
 
 
 def operations_a_token(num_parameters: int) -> int:
     """Multiplications and additions of forward and backward: 6 a weight that multiplies, and causal attention's."""
     matrices = num_parameters - SIZES["vocab_size"] * SIZES["hidden_size"]  # the embedding is looked up
     return 6 * matrices + 6 * SIZES["num_hidden_layers"] * ROW * SIZES["hidden_size"]
-
-
-def in_own_process(*case) -> dict[str, float]:
-    command = [sys.executable, __file__, "--case", json.dumps(case)]
-    return json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()[-1])
 
 
 def main() -> None:
@@ -182,18 +129,18 @@ def main() -> None:
     for _ in range(arguments.rounds):
         rates.append(matmul_rate())
         for case in cases:
-            found[case].append(in_own_process(*case, arguments.tokens, arguments.steps))
+            found[case].append(in_own_process(__file__, *case, arguments.tokens, arguments.steps))
     rate = statistics.median(rates)
     print(f"matrix products alone: {rate / 1e9:.0f} GFLOP/s\n")
     print("| | tokens/s | against llama | GFLOP/s | of the machine's | peak MB | loss |\n" + "| --- " * 7 + "|")
     for case, name in cases.items():
         middle = {key: statistics.median(run[key] for run in found[case]) for key in found[case][0]}
         other = next(c for c in cases if c[0] == "llama" and (c[1] == "rows") == (case[1] == "rows"))
-        ratio = middle["tokens_a_second"] / statistics.median(run["tokens_a_second"] for run in found[other])
-        flops = middle["tokens_a_second"] * operations
+        ratio = middle["count_a_second"] / statistics.median(run["count_a_second"] for run in found[other])
+        flops = middle["count_a_second"] * operations
         arithmetic = f"{flops / 1e9:.0f} | {flops / rate:.0%}" if case[1] == "rows" else "|"
         print(
-            f"| {name} | {middle['tokens_a_second']:.0f} | {ratio:.2f} | {arithmetic} "
+            f"| {name} | {middle['count_a_second']:.0f} | {ratio:.2f} | {arithmetic} "
             f"| {middle['megabytes']:.0f} | {middle['loss']:.5f} |"
         )
 
