@@ -1,6 +1,7 @@
-"""What goes to the Hub with a model."""
+"""What a model is saved and pushed with: cards, and the forms that other libraries load."""
 
 from hf_ext.hub.model_card import RunFacts, model_card
+from hf_ext.hub.sentence_embeddings import save_for_sentence_transformers
 
 
-__all__ = ["RunFacts", "model_card"]
+__all__ = ["RunFacts", "model_card", "save_for_sentence_transformers"]

@@ -19,6 +19,7 @@ from hf_ext.models.encoder import (
     HfxEncoderForTokenClassification,
     HfxEncoderModel,
 )
+from hf_ext.models.pooling import sentence_embeddings
 
 
 __all__ = [
@@ -38,4 +39,5 @@ __all__ = [
     "attention_report",
     "attention_weights",
     "draw_attention",
+    "sentence_embeddings",
 ]

@@ -26,12 +26,40 @@ class RealTokens:
 
     def gather(self, padded: torch.Tensor) -> torch.Tensor:
         """(B, T, ...) -> (1, N, ...)."""
-        return padded.flatten(0, 1).index_select(0, self.indices)[None]
+        return _Gather.apply(padded.flatten(0, 1), self.indices)[None]
 
     def scatter(self, tokens: torch.Tensor) -> torch.Tensor:
         """(1, N, ...) -> (B, T, ...), zeros at padding."""
-        shape = (self.batch_size * self.num_columns, *tokens.shape[2:])
-        return tokens.new_zeros(shape).index_copy(0, self.indices, tokens[0]).unflatten(0, (self.batch_size, -1))
+        rows = _Scatter.apply(tokens[0], self.indices, self.batch_size * self.num_columns)
+        return rows.unflatten(0, (self.batch_size, -1))
+
+
+class _Gather(torch.autograd.Function):
+    """x[indices]. The indices differ from one another: the gradient is copied to its places, where torch's own, which can't
+    know that, adds it up one by one."""
+
+    @staticmethod
+    def forward(ctx, x, indices):
+        ctx.save_for_backward(indices)
+        ctx.length = x.shape[0]
+        return x.index_select(0, indices)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return _Scatter.apply(gradient, ctx.saved_tensors[0], ctx.length), None
+
+
+class _Scatter(torch.autograd.Function):
+    """y[indices] = x, zeros elsewhere."""
+
+    @staticmethod
+    def forward(ctx, x, indices, length):
+        ctx.save_for_backward(indices)
+        return x.new_zeros(length, *x.shape[1:]).index_copy_(0, indices, x)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return _Gather.apply(gradient, ctx.saved_tensors[0]), None, None
 
 
 def find_real_tokens(attention_mask: torch.Tensor | None) -> RealTokens | None:

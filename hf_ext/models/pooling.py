@@ -1,11 +1,35 @@
 """One vector for a row: its first token's, or the mean over its tokens."""
 
 import torch
+from transformers import PreTrainedModel
 
+from hf_ext.models.configuration_choices import check_choice
 from hf_ext.models.packed_rows import check_one_document
 
 
 POOLINGS = ("cls", "mean")
+
+
+@torch.no_grad()
+def sentence_embeddings(
+    model: PreTrainedModel, *, pooling: str = "mean", normalize: bool = False, attention_mask=None, **inputs
+) -> torch.Tensor:
+    """(B, d): a vector for each row, of the model's body in eval mode; the model is left in the mode that it was in.
+
+    Args:
+        model: an encoder, with or without a head.
+        pooling: "mean" or "cls", see `pool_tokens`. normalize: whether vectors get length 1.
+        inputs: what the body takes: input_ids (B, T), ….
+    """
+    check_choice("pooling", pooling, POOLINGS)
+    body, was_training = model.base_model, model.training
+    model.eval()
+    try:
+        hidden_states = body(attention_mask=attention_mask, **inputs).last_hidden_state
+    finally:
+        model.train(was_training)
+    pooled = pool_tokens(hidden_states, attention_mask, pooling, inputs.get("position_ids"))
+    return torch.nn.functional.normalize(pooled, dim=-1) if normalize else pooled
 
 
 def pool_tokens(
