@@ -2,10 +2,10 @@
 
 import difflib
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 from transformers.utils import logging
 
@@ -26,6 +26,11 @@ def train_tokenizer(
     eos_token: str = "<|endoftext|>",
     pad_token: str = "<|pad|>",
     unk_token: str = "<|unk|>",
+    bos_token: str | None = None,
+    mask_token: str | None = None,
+    num_sentinels: int = 0,
+    extra_tokens: Sequence[str] = (),
+    wraps: bool = False,
 ) -> PreTrainedTokenizerFast:
     """Learn a vocabulary from `texts` and return a tokenizer whose round trip is the text itself.
 
@@ -33,9 +38,9 @@ def train_tokenizer(
     comes back unchanged, spaces, tabs and line breaks included. `characters`: one token per Unicode code point, line
     breaks included; a character outside the vocabulary becomes `unk_token`.
 
-    The first ids are the special tokens: `eos_token` 0 (also the bos token), `pad_token` 1 and, for characters,
-    `unk_token` 2. The tokenizer adds none of them by itself: the packing does. The same texts in the same order give
-    the same files, byte for byte.
+    The first ids are the special tokens: `eos_token` 0, `pad_token` 1, for characters `unk_token` 2, then those asked for
+    in the order of the arguments. The tokenizer adds none of them by itself, unless it `wraps`: the packing does. The same
+    texts in the same order give the same files, byte for byte.
 
     Args:
         texts: documents; an iterator is read once, and only word or character counts are kept in memory.
@@ -43,6 +48,12 @@ def train_tokenizer(
         vocab_size: upper bound on the number of tokens, special tokens included. Characters: the most frequent stay.
         min_frequency: occurrences that a merged pair (default 2) or a character (default 1) needs to get an id.
         model_max_length: tokens that the model reads at most.
+        bos_token: default `eos_token`. It is the cls token too, and `eos_token` the sep token, where the tokenizer wraps.
+        mask_token: for masked language modeling and denoising; None for none.
+        num_sentinels: tokens `<extra_id_0>`, `<extra_id_1>`, … that stand for spans; T5, arXiv 1910.10683, sec. 3.1.4.
+        extra_tokens: further special tokens.
+        wraps: whether the tokenizer puts `bos_token` before a text, or a pair, and `eos_token` after each of its texts, as
+            BERT's does; not with `add_special_tokens=False`.
 
     Raises:
         ValueError: unknown kind, a bound too small, no text, or an item that is not a `str`.
@@ -53,8 +64,11 @@ def train_tokenizer(
         nearest = difflib.get_close_matches(kind, TOKENIZER_KINDS, n=1, cutoff=0.0)[0]
         raise ValueError(f"kind: '{kind}' is not one of {', '.join(TOKENIZER_KINDS)}; did you mean '{nearest}'?")
     special_tokens = [eos_token, pad_token] if kind == "byte_level_bpe" else [eos_token, pad_token, unk_token]
+    sentinels = [f"<extra_id_{number}>" for number in range(num_sentinels)]
+    special_tokens += [token for token in (bos_token, mask_token) if token is not None]
+    special_tokens += [*sentinels, *extra_tokens]
     if len(set(special_tokens)) < len(special_tokens) or "" in special_tokens:
-        raise ValueError(f"eos_token, pad_token, unk_token: {special_tokens} must be different and not empty")
+        raise ValueError(f"eos_token, pad_token, …: {special_tokens} must be different and not empty")
     smallest = len(special_tokens) + (NUM_BYTES if kind == "byte_level_bpe" else 1)
     if vocab_size < smallest:
         alphabet = "the 256 bytes" if kind == "byte_level_bpe" else "one character"
@@ -76,9 +90,20 @@ def train_tokenizer(
     real_size = tokenizer.get_vocab_size(with_added_tokens=True)
     if real_size < vocab_size:
         logger.warning(f"vocab_size: the text fills {real_size} of the {vocab_size} tokens asked for")
+    first = eos_token if bos_token is None else bos_token
+    if wraps:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"{first} $A {eos_token}",
+            pair=f"{first} $A {eos_token} $B:1 {eos_token}:1",
+            special_tokens=[(token, tokenizer.token_to_id(token)) for token in dict.fromkeys((first, eos_token))],
+        )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
-        bos_token=eos_token,
+        bos_token=first,
+        cls_token=first if wraps else None,
+        sep_token=eos_token if wraps else None,
+        mask_token=mask_token,
+        extra_special_tokens=[*sentinels, *extra_tokens],
         eos_token=eos_token,
         pad_token=pad_token,
         unk_token=unk_token if kind == "characters" else None,

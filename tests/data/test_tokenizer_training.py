@@ -6,7 +6,7 @@ import sys
 import pytest
 from transformers import AutoTokenizer
 
-from hf_ext.data import train_tokenizer
+from hf_ext.data import TOKENIZER_KINDS, train_tokenizer
 
 
 CORPUS = [
@@ -179,3 +179,32 @@ def test_real_text_round_trip(real_data):
     assert characters.decode(_ids(characters, text[:20_000])) == text[:20_000]
     bpe = train_tokenizer([text], vocab_size=1000, model_max_length=64)
     assert bpe.decode(_ids(bpe, text)) == text
+
+
+@pytest.mark.parametrize("kind", TOKENIZER_KINDS)
+def test_special_tokens_of_other_objectives(kind, tmp_path):
+    options = {"bos_token": "<|cls|>", "mask_token": "<|mask|>", "num_sentinels": 3, "extra_tokens": ("[X]",)}
+    texts = ["a text to learn from, and another"] * 3
+    plain = train_tokenizer(texts, kind=kind, vocab_size=400, model_max_length=64)
+    trained = train_tokenizer(texts, kind=kind, vocab_size=400, model_max_length=64, wraps=True, **options)
+    trained.save_pretrained(tmp_path)
+    for tokenizer in (trained, AutoTokenizer.from_pretrained(tmp_path)):
+        names = ["<|cls|>", "<|mask|>", "<extra_id_0>", "<extra_id_1>", "<extra_id_2>", "[X]"]
+        ids = tokenizer.convert_tokens_to_ids(names)
+        first = 2 + (kind == "characters")
+        assert ids == list(range(first, first + 6))
+        assert set(ids) <= set(tokenizer.all_special_ids)
+        assert (tokenizer.mask_token_id, tokenizer.cls_token_id, tokenizer.sep_token_id) == (first + 1, first, 0)
+        text = "a text <|mask|> learn"
+        inner = tokenizer(text, add_special_tokens=False).input_ids
+        assert tokenizer.mask_token_id in inner
+        assert tokenizer(text).input_ids == [first, *inner, 0]
+        pair = tokenizer("a", "to", return_token_type_ids=True)
+        one, other = (tokenizer.encode(part, add_special_tokens=False) for part in ("a", "to"))
+        assert pair.input_ids == [first, *one, 0, *other, 0]
+        assert pair.token_type_ids[:3] == [0, 0, 0]
+        assert pair.token_type_ids[3:] == [1] * len(pair.token_type_ids[3:])
+        assert tokenizer.decode(tokenizer(text).input_ids, skip_special_tokens=True).split() == ["a", "text", "learn"]
+    assert plain("a text").input_ids == plain("a text", add_special_tokens=False).input_ids
+    with pytest.raises(ValueError, match="must be different"):
+        train_tokenizer(texts, kind=kind, vocab_size=400, model_max_length=64, mask_token="<|pad|>")

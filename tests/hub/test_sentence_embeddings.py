@@ -43,7 +43,7 @@ def test_batched_equals_alone_by_hand(encoder, pooling):
 
 def test_unknown_pooling(encoder, tmp_path):
     model, tokenizer = encoder
-    with pytest.raises(ValueError, match="pooling=.men.: must be one of cls, mean; did you mean .mean."):
+    with pytest.raises(ValueError, match=r"pooling='men': must be one of cls, mean; did you mean 'mean'"):
         save_for_sentence_transformers(model, tokenizer, tmp_path, pooling="men")
     assert not list(tmp_path.iterdir())
 
