@@ -9,6 +9,7 @@ from transformers import (
     AutoModelForMaskedLM,
     AutoModelForMultipleChoice,
     AutoModelForQuestionAnswering,
+    AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
 )
@@ -32,6 +33,13 @@ from hf_ext.models.encoder import (
     HfxEncoderForTokenClassification,
     HfxEncoderModel,
 )
+from hf_ext.models.encoder_decoder import (
+    HfxEncoderDecoderConfig,
+    HfxEncoderDecoderForConditionalGeneration,
+    HfxEncoderDecoderForQuestionAnswering,
+    HfxEncoderDecoderForSequenceClassification,
+    HfxEncoderDecoderModel,
+)
 from hf_ext.ops.backends import BACKENDS
 
 
@@ -51,6 +59,12 @@ FAMILIES = {
         (AutoModelForTokenClassification, HfxEncoderForTokenClassification),
         (AutoModelForQuestionAnswering, HfxEncoderForQuestionAnswering),
         (AutoModelForMultipleChoice, HfxEncoderForMultipleChoice),
+    ),
+    HfxEncoderDecoderConfig: (
+        (AutoModel, HfxEncoderDecoderModel),
+        (AutoModelForSeq2SeqLM, HfxEncoderDecoderForConditionalGeneration),
+        (AutoModelForSequenceClassification, HfxEncoderDecoderForSequenceClassification),
+        (AutoModelForQuestionAnswering, HfxEncoderDecoderForQuestionAnswering),
     ),
 }
 

@@ -19,6 +19,13 @@ from hf_ext.models.encoder import (
     HfxEncoderForTokenClassification,
     HfxEncoderModel,
 )
+from hf_ext.models.encoder_decoder import (
+    HfxEncoderDecoderConfig,
+    HfxEncoderDecoderForConditionalGeneration,
+    HfxEncoderDecoderForQuestionAnswering,
+    HfxEncoderDecoderForSequenceClassification,
+    HfxEncoderDecoderModel,
+)
 from hf_ext.models.pooling import sentence_embeddings
 
 
@@ -30,6 +37,11 @@ __all__ = [
     "HfxDecoderForTokenClassification",
     "HfxDecoderModel",
     "HfxEncoderConfig",
+    "HfxEncoderDecoderConfig",
+    "HfxEncoderDecoderForConditionalGeneration",
+    "HfxEncoderDecoderForQuestionAnswering",
+    "HfxEncoderDecoderForSequenceClassification",
+    "HfxEncoderDecoderModel",
     "HfxEncoderForMaskedLM",
     "HfxEncoderForMultipleChoice",
     "HfxEncoderForQuestionAnswering",

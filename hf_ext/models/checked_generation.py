@@ -13,7 +13,14 @@ from hf_ext.ops.flex_attention import check_flex_cache
 
 
 class CheckedGenerationMixin(GenerationMixin):
-    """transformers' `generate` for models whose body holds its rotary embeddings in `rotary_emb`, by layer type."""
+    """transformers' `generate` for models whose body holds its rotary embeddings in `rotary_emb`, by layer type.
+
+    The prompt is what the text goes on from: of an encoder-decoder, the decoder's.
+    """
+
+    @property
+    def _prompt_mask_name(self) -> str:
+        return "decoder_attention_mask" if self.config.is_encoder_decoder else "attention_mask"
 
     def _prefill(self, input_ids, generation_config, model_kwargs: dict, *args, **kwargs):
         """As transformers', on the whole prompt, before it is cut into chunks of `prefill_chunk_size`.
@@ -22,10 +29,10 @@ class CheckedGenerationMixin(GenerationMixin):
             ValueError: a row of padding alone; or chunks where rotary frequencies change within the prompt, and the
                 chunks before the last would be cached at other ones.
         """
-        mask = model_kwargs.get("attention_mask")
-        mask = mask if isinstance(mask, torch.Tensor) and mask.ndim == 2 else None
-        if mask is not None:
-            check_rows_have_tokens(mask)
+        for name in ("attention_mask", "decoder_attention_mask"):
+            if padding_mask(model_kwargs, name) is not None:
+                check_rows_have_tokens(model_kwargs[name])
+        mask = padding_mask(model_kwargs, self._prompt_mask_name)
         chunk = generation_config.prefill_chunk_size
         if chunk is not None:
             cache = model_kwargs.get("past_key_values")
@@ -57,8 +64,7 @@ class CheckedGenerationMixin(GenerationMixin):
                 "use_mtp=True: the blocks that predict further tokens serve training only; leave it out, or give an "
                 "assistant_model or prompt_lookup_num_tokens"
             )
-        mask = kwargs.get("attention_mask")
-        lengths = token_counts(input_ids, mask if isinstance(mask, torch.Tensor) and mask.ndim == 2 else None)
+        lengths = token_counts(input_ids, padding_mask(kwargs, self._prompt_mask_name))
         final = lengths + (generation_config.max_length - input_ids.shape[1])
         rule = changing_frequencies(self.base_model.rotary_emb, lengths, final)
         if rule is not None:
@@ -68,6 +74,12 @@ class CheckedGenerationMixin(GenerationMixin):
                 "assistant_model, prompt_lookup_num_tokens and assistant_early_exit, or fewer tokens"
             )
         return super()._assisted_decoding(input_ids, *args, generation_config=generation_config, **kwargs)
+
+
+def padding_mask(arguments: dict, name: str) -> torch.Tensor | None:
+    """The 2-D mask of that name; None where there is none, or one in another form."""
+    mask = arguments.get(name)
+    return mask if isinstance(mask, torch.Tensor) and mask.ndim == 2 else None
 
 
 def token_counts(input_ids: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:

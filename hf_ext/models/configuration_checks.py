@@ -92,22 +92,24 @@ def check_layer_types(config) -> None:
     if config.layer_types is None:
         return
     check_one_a_layer(config, "layer_types", LAYER_TYPES)
-    if ("sliding_attention" in config.layer_types) != (config.sliding_window is not None):
+    kinds = set(config.layer_types)
+    if getattr(config, "encoder_layer_types", None) is not None:  # the other stack of an encoder-decoder
+        check_one_a_layer(config, "encoder_layer_types", LAYER_TYPES, count="encoder_layers")
+        kinds |= set(config.encoder_layer_types)
+    if ("sliding_attention" in kinds) != (config.sliding_window is not None):
         raise ValueError(
             f"sliding_window={config.sliding_window}: must be given where layer_types has 'sliding_attention', "
             "and only there"
         )
 
 
-def check_one_a_layer(config, name: str, choices: tuple[str, ...]) -> None:
-    """A list of names, one of `choices` for each layer."""
+def check_one_a_layer(config, name: str, choices: tuple[str, ...], count: str = "num_hidden_layers") -> None:
+    """A list of names, one of `choices` for each of the layers that the field `count` counts."""
     values = getattr(config, name)
     for value in values:
         check_choice(name, value, choices)
-    if len(values) != config.num_hidden_layers:
-        raise ValueError(
-            f"{name}: {len(values)} names for num_hidden_layers={config.num_hidden_layers}; give one a layer"
-        )
+    if len(values) != getattr(config, count):
+        raise ValueError(f"{name}: {len(values)} names for {count}={getattr(config, count)}; give one a layer")
 
 
 def check_attention_type(config) -> None:

@@ -152,6 +152,8 @@ def _why_not_reentrant(config: PretrainedConfig) -> str | None:
         value = getattr(config, name, None)
         if value:
             return f"{name}={value}"
+    if config.is_encoder_decoder:
+        return "an encoder, whose states each block of the decoder takes"
     relative = getattr(config, "position_embedding_type", None) == "relative"
     return "position_embedding_type='relative'" if relative else None
 
