@@ -53,8 +53,11 @@ class CheckedGenerationMixin(GenerationMixin):
         check_flex_cache(config._attn_implementation, kwargs.get("past_key_values"))
         return create_masks_for_generate(config, **kwargs)
 
-    def _assisted_decoding(self, input_ids, *args, generation_config, **kwargs):
+    def _assisted_decoding(self, input_ids, *args, generation_config, inputs_tensor=None, **kwargs):
         """As transformers', where drafted tokens are judged at the frequencies that each would have alone.
+
+        Args:
+            inputs_tensor: what an encoder-decoder's encoder has read; generate gives it to a method that names it.
 
         Raises:
             ValueError: rotary frequencies change before the text is complete; or `use_mtp`.
@@ -73,7 +76,9 @@ class CheckedGenerationMixin(GenerationMixin):
                 f"{int(final.max())} tokens, and drafted tokens would be judged at other ones; generate without "
                 "assistant_model, prompt_lookup_num_tokens and assistant_early_exit, or fewer tokens"
             )
-        return super()._assisted_decoding(input_ids, *args, generation_config=generation_config, **kwargs)
+        return super()._assisted_decoding(
+            input_ids, *args, generation_config=generation_config, inputs_tensor=inputs_tensor, **kwargs
+        )
 
 
 def padding_mask(arguments: dict, name: str) -> torch.Tensor | None:
