@@ -220,12 +220,11 @@ def gradients(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     return found
 
 
-def assert_same(got: dict, expected: dict, **tolerance) -> None:
+def assert_same(got: dict, expected: dict, case: str = "") -> None:
+    """Gradients, name by name."""
     assert got.keys() == expected.keys()
     for name in expected:
-        torch.testing.assert_close(
-            got[name], expected[name], **(tolerance or GRADIENT), msg=lambda m, n=name: f"{n}: {m}"
-        )
+        torch.testing.assert_close(got[name], expected[name], **GRADIENT, msg=lambda m, n=name: f"{case} {n}: {m}")
 
 
 def next_tokens(ids: torch.Tensor, i: int) -> dict:
