@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from hf_ext.models.pretrained_model import can_look_at
 from hf_ext.ops.rotary import document_indices
 
 
@@ -49,3 +50,21 @@ def scored_tokens(targets, position_ids, num_items_in_batch) -> ScoredTokens:
 def next_token_labels(labels: torch.Tensor) -> torch.Tensor:
     """(B, T) labels moved one to the left: what each token is to predict; the last one predicts nothing."""
     return nn.functional.pad(labels, (0, 1), value=IGNORE_INDEX)[..., 1:]
+
+
+def check_unseen_targets(targets: torch.Tensor, prefix_mask: torch.Tensor | None) -> None:
+    """Raises ValueError where a token of a prefix is scored on one that it sees (values on CPU only).
+
+    Args:
+        targets: (B, T), what each token predicts, or -100. prefix_mask: (B, up to T), tokens that see each other.
+    """
+    if prefix_mask is None or not can_look_at(targets) or not can_look_at(prefix_mask):
+        return
+    prefix = prefix_mask[:, : targets.shape[1]] != 0
+    seen = prefix[:, :-1] & prefix[:, 1:] & (targets[:, : prefix.shape[1] - 1] != IGNORE_INDEX)
+    if bool(seen.any()):
+        row, token = (int(index) for index in seen.nonzero()[0])
+        raise ValueError(
+            f"labels: row {row}, token {token + 1} is to be predicted by one that sees it, both are in the prefix; "
+            f"use {IGNORE_INDEX} for the tokens of prefix_mask"
+        )

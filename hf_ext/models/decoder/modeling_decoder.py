@@ -54,7 +54,7 @@ from hf_ext.models.language_modeling_head import LOSS_OPTIONS, LanguageModelingH
 from hf_ext.models.multi_token_prediction import MultiTokenPrediction
 from hf_ext.models.packed_rows import check_packed_rows, flash_lengths
 from hf_ext.models.pretrained_model import HfxPreTrainedModel, check_attention_mask, check_token_ids
-from hf_ext.models.scored_tokens import ScoredTokens, next_token_labels, scored_tokens
+from hf_ext.models.scored_tokens import ScoredTokens, check_unseen_targets, next_token_labels, scored_tokens
 
 
 def decoder_feed_forward(config: HfxDecoderConfig, mlp_type: str) -> nn.Module:
@@ -300,6 +300,8 @@ class HfxDecoderForCausalLM(LanguageModelingHead, HfxDecoderPreTrainedModel, Che
         # not named above: the Trainer takes every argument with "label" in its name for a column that each batch has
         loss_options = {name: kwargs.pop(name) for name in LOSS_OPTIONS if name in kwargs}
         targets = loss_options.get("shift_labels") if labels is None else next_token_labels(labels)
+        if targets is not None and past_key_values is None:
+            check_unseen_targets(targets, prefix_mask)
         in_training = self.training and targets is not None
         returns_router_logits = kwargs.pop("output_router_logits", self.config.output_router_logits)
         if self.config.num_experts:
