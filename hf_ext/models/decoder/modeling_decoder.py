@@ -325,7 +325,8 @@ class HfxDecoderForCausalLM(LanguageModelingHead, HfxDecoderPreTrainedModel, Che
             **loss_options,
         )
         if in_training and (self.config.num_experts or self.mtp is not None):
-            tokens = scored_tokens(targets.to(outputs.last_hidden_state.device), position_ids, num_items_in_batch)
+            targets = targets.to(outputs.last_hidden_state.device)
+            tokens = scored_tokens(targets, position_ids, num_items_in_batch, attention_mask)
             if self.config.num_experts:
                 loss = loss + self.expert_loss(outputs.router_logits, tokens)
             if self.mtp is not None:
