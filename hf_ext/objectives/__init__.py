@@ -1,4 +1,5 @@
 from hf_ext.objectives.causal import CausalCollator
+from hf_ext.objectives.prefix import PrefixLMCollator
 
 
-__all__ = ["CausalCollator"]
+__all__ = ["CausalCollator", "PrefixLMCollator"]
