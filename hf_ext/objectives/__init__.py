@@ -1,5 +1,7 @@
 from hf_ext.objectives.causal import CausalCollator
+from hf_ext.objectives.fill_in_the_middle import FillInTheMiddleCollator
+from hf_ext.objectives.masked import MaskedCollator
 from hf_ext.objectives.prefix import PrefixLMCollator
 
 
-__all__ = ["CausalCollator", "PrefixLMCollator"]
+__all__ = ["CausalCollator", "FillInTheMiddleCollator", "MaskedCollator", "PrefixLMCollator"]

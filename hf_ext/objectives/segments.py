@@ -58,13 +58,13 @@ class Segments:
         real = ~self.is_padding
         return self.tokens[real[self.owners]], self.lengths[real], self.rows[real]
 
-    def check_positions(self) -> None:
+    def check_positions(self, name: str = "position_ids") -> None:
         """Raises ValueError where positions don't count 0, 1, 2, … in every segment: a document's border would be lost."""
         wrong = self.positions != self.indices
         if wrong.any():
             row, column = self.place(int(wrong.nonzero()[0]))
             raise ValueError(
-                f"position_ids: {int(self.positions[wrong][0])} in row {row} at position {column} doesn't go on from the "
+                f"{name}: {int(self.positions[wrong][0])} in row {row} at position {column} doesn't go on from the "
                 "token before; count 0, 1, 2, … in every document"
             )
 
@@ -75,8 +75,17 @@ class Segments:
         return row, index - int(ends[row] - self.row_lengths[row])
 
 
-def read_segments(rows: Sequence[Mapping], *, vocab_size: int, pad_token_id: int) -> Segments:
+def read_segments(
+    rows: Sequence[Mapping],
+    *,
+    vocab_size: int,
+    pad_token_id: int,
+    token_column: str = "input_ids",
+    position_column: str = "position_ids",
+) -> Segments:
     """The segments of rows with `input_ids` and perhaps `position_ids` and `labels`: lists, arrays or tensors of one length.
+
+    A decoder's side of pairs is read from other columns: the labels are the tokens then, and may be -100.
 
     Raises:
         ValueError: no rows, an empty row, columns of different lengths, an id or label outside the vocabulary, or an
@@ -84,31 +93,32 @@ def read_segments(rows: Sequence[Mapping], *, vocab_size: int, pad_token_id: int
     """
     if len(rows) == 0:
         raise ValueError("rows: none given; a batch needs at least one row")
-    columns: dict[str, list[torch.Tensor]] = {"input_ids": [], "position_ids": [], "labels": []}
-    has_labels = []
+    names = (token_column, position_column, "labels")
+    columns: tuple[list[torch.Tensor], ...] = ([], [], [])
     for index, row in enumerate(rows):
-        if "input_ids" not in row:
-            raise ValueError(f"input_ids: row {index} has only {sorted(row)}; tokenize and pack the documents first")
-        input_ids = torch.as_tensor(row["input_ids"])
-        if input_ids.numel() == 0:
-            raise ValueError(f"input_ids: row {index} is empty; drop it before training")
+        if row.get(token_column) is None:
+            raise ValueError(
+                f"{token_column}: row {index} has only {sorted(row)}; tokenize and pack the documents first"
+            )
+        tokens = torch.as_tensor(row[token_column])
+        if tokens.numel() == 0:
+            raise ValueError(f"{token_column}: row {index} is empty; drop it before training")
         if row.get("attention_mask") is not None and not torch.as_tensor(row["attention_mask"]).all():
             raise ValueError(f"attention_mask: row {index} has padding; give rows without, they are padded here")
-        given = {"input_ids": input_ids, "position_ids": torch.arange(len(input_ids)), "labels": input_ids}
-        for name in given:
+        for name, column, default in zip(names, columns, (tokens, None, tokens), strict=True):
+            values = torch.arange(len(tokens)) if default is None else default
             if row.get(name) is not None:
-                given[name] = torch.as_tensor(row[name])
-            if given[name].shape != input_ids.shape:
+                values = torch.as_tensor(row[name])
+            if values.shape != tokens.shape:
                 raise ValueError(
-                    f"{name}: row {index} has shape {tuple(given[name].shape)}, its input_ids {tuple(input_ids.shape)}; "
+                    f"{name}: row {index} has shape {tuple(values.shape)}, its {token_column} {tuple(tokens.shape)}; "
                     "give one value a token"
                 )
-            if given[name].is_floating_point():
-                raise ValueError(f"{name}: row {index} holds {given[name].dtype}; give integers")
-            columns[name].append(given[name])
-        has_labels.append(row.get("labels") is not None)
-    row_lengths = torch.tensor([len(values) for values in columns["input_ids"]])
-    tokens, positions, labels = (torch.cat(values).long() for values in columns.values())
+            if values.is_floating_point():
+                raise ValueError(f"{name}: row {index} holds {values.dtype}; give integers")
+            column.append(values)
+    row_lengths = torch.tensor([len(values) for values in columns[0]])
+    tokens, positions, labels = (torch.cat(values).long() for values in columns)
     starts = positions == 0
     starts[offsets(row_lengths)] = True
     begins = starts.nonzero().flatten()
@@ -116,14 +126,15 @@ def read_segments(rows: Sequence[Mapping], *, vocab_size: int, pad_token_id: int
         tokens,
         positions,
         labels,
-        torch.tensor(has_labels).repeat_interleave(row_lengths),
+        torch.tensor([row.get("labels") is not None for row in rows]).repeat_interleave(row_lengths),
         begins.diff(append=begins.new_tensor([len(tokens)])),
         owners(row_lengths)[begins],
         row_lengths,
-        any(row.get("position_ids") is not None for row in rows),
+        any(row.get(position_column) is not None for row in rows),
         pad_token_id,
     )
-    _check_range("input_ids", tokens, segments, vocab_size)
+    if token_column != "labels":
+        _check_range(token_column, tokens, segments, vocab_size)
     _check_range("labels", labels, segments, vocab_size)
     return segments
 
