@@ -107,9 +107,7 @@ class MaskedCollator(RandomCollator):
             )
 
     def __call__(self, rows: Sequence[Mapping]) -> dict[str, torch.Tensor]:
-        segments = read_segments(
-            [{**row, "labels": None} for row in rows], vocab_size=self.vocab_size, pad_token_id=self.pad_token_id
-        )
+        segments = read_segments(rows, vocab_size=self.vocab_size, pad_token_id=self.pad_token_id, read_labels=False)
         segments.check_positions()
         chosen, group = self._choose(segments)
         labels = segments.tokens.masked_fill(~chosen, IGNORED_LABEL)

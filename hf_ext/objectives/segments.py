@@ -82,10 +82,12 @@ def read_segments(
     pad_token_id: int,
     token_column: str = "input_ids",
     position_column: str = "position_ids",
+    read_labels: bool = True,
 ) -> Segments:
     """The segments of rows with `input_ids` and perhaps `position_ids` and `labels`: lists, arrays or tensors of one length.
 
-    A decoder's side of pairs is read from other columns: the labels are the tokens then, and may be -100.
+    A decoder's side of pairs is read from other columns: the labels are the tokens then, and may be -100. Objectives that
+    decide by themselves what is predicted don't read labels.
 
     Raises:
         ValueError: no rows, an empty row, columns of different lengths, an id or label outside the vocabulary, or an
@@ -107,7 +109,7 @@ def read_segments(
             raise ValueError(f"attention_mask: row {index} has padding; give rows without, they are padded here")
         for name, column, default in zip(names, columns, (tokens, None, tokens), strict=True):
             values = torch.arange(len(tokens)) if default is None else default
-            if row.get(name) is not None:
+            if row.get(name) is not None and (name != "labels" or read_labels):
                 values = torch.as_tensor(row[name])
             if values.shape != tokens.shape:
                 raise ValueError(
@@ -126,7 +128,7 @@ def read_segments(
         tokens,
         positions,
         labels,
-        torch.tensor([row.get("labels") is not None for row in rows]).repeat_interleave(row_lengths),
+        torch.tensor([read_labels and row.get("labels") is not None for row in rows]).repeat_interleave(row_lengths),
         begins.diff(append=begins.new_tensor([len(tokens)])),
         owners(row_lengths)[begins],
         row_lengths,
