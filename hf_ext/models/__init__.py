@@ -25,6 +25,7 @@ from hf_ext.models.encoder_decoder import (
     HfxEncoderDecoderForQuestionAnswering,
     HfxEncoderDecoderForSequenceClassification,
     HfxEncoderDecoderModel,
+    Transformer,
 )
 from hf_ext.models.pooling import sentence_embeddings
 
@@ -48,6 +49,7 @@ __all__ = [
     "HfxEncoderForSequenceClassification",
     "HfxEncoderForTokenClassification",
     "HfxEncoderModel",
+    "Transformer",
     "attention_report",
     "attention_weights",
     "draw_attention",

@@ -10,6 +10,7 @@ from hf_ext.models.encoder_decoder.modeling_encoder_decoder_heads import (
     HfxEncoderDecoderForQuestionAnswering,
     HfxEncoderDecoderForSequenceClassification,
 )
+from hf_ext.models.encoder_decoder.transformer import Transformer
 
 
 __all__ = [
@@ -19,4 +20,5 @@ __all__ = [
     "HfxEncoderDecoderForSequenceClassification",
     "HfxEncoderDecoderModel",
     "HfxEncoderDecoderPreTrainedModel",
+    "Transformer",
 ]

@@ -64,6 +64,8 @@ class HfxEncoderDecoderConfig(HfxTransformerConfig):
             self.encoder_layers = self.num_hidden_layers
         if self.encoder_layer_types is None:
             self.encoder_layer_types = self._layers_all_alike(self.encoder_layers)
+        if self.layer_types is None:  # before the parent looks whether a window is used
+            self.layer_types = self._layers_all_alike(self.num_hidden_layers)
         if self.decoder_start_token_id is None:
             self.decoder_start_token_id = 0 if self.pad_token_id is None else self.pad_token_id
         super().__post_init__(**kwargs)

@@ -96,6 +96,28 @@ class HfxEncoderDecoderPreTrainedModel(HfxPreTrainedModel):
     base_model_prefix = "model"
     _no_split_modules = [block.__name__ for blocks in (BLOCKS, CROSS_BLOCKS) for block in blocks.values()]
 
+    def resize_token_embeddings(
+        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
+    ) -> nn.Embedding:
+        """As transformers', on both sides and the output; returns the encoder's.
+
+        Raises:
+            ValueError: there are two vocabularies, and it is not said which is to grow.
+        """
+        if self.config.encoder_vocab_size is not None:
+            raise ValueError(
+                f"resize_token_embeddings: there are two vocabularies, encoder_vocab_size={self.config.encoder_vocab_size} "
+                f"and vocab_size={self.config.vocab_size}; make the model with the sizes that it is to have"
+            )
+        embeddings = super().resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
+        decoder = getattr(self.base_model, "decoder", None)
+        if decoder is not None and decoder.embed_tokens.num_embeddings != embeddings.num_embeddings:
+            decoder.embed_tokens = self._get_resized_embeddings(
+                decoder.embed_tokens, embeddings.num_embeddings, mean_resizing=mean_resizing
+            )
+            self.tie_weights()
+        return embeddings
+
     @property
     def dummy_inputs(self) -> dict[str, torch.Tensor]:
         """What transformers traces a model with where it has no inputs."""

@@ -23,6 +23,7 @@ from hf_ext.models.encoder_decoder.modeling_encoder_decoder import (
     HfxEncoderDecoderPreTrainedModel,
 )
 from hf_ext.models.language_modeling_head import LOSS_OPTIONS, LanguageModelingHead
+from hf_ext.models.pretrained_model import check_labels
 
 
 class HfxEncoderDecoderForConditionalGeneration(
@@ -89,6 +90,7 @@ class HfxEncoderDecoderForConditionalGeneration(
         if labels is not None:
             use_cache = bool(use_cache)  # by default none: the whole text is there
             if decoder_input_ids is None and decoder_inputs_embeds is None:
+                check_labels(labels, self.config.vocab_size, labels.shape)
                 decoder_input_ids, mask = decoder_inputs_of(
                     labels, self.config.decoder_start_token_id, self._pad, decoder_position_ids
                 )
