@@ -102,6 +102,30 @@ def embedded(model, ids: torch.Tensor) -> torch.Tensor:
     return model.get_input_embeddings()(ids)
 
 
+@pytest.mark.parametrize(("family", "name"), [(f, name) for f, entry in FAMILIES.items() for name in entry.typical])
+@torch.no_grad()
+def test_what_is_recorded(family, name):
+    """Hidden states and weights of the layers, by token of the padded batch, asked for by argument or configuration."""
+    documents = [{"input_ids": d["input_ids"]} for d in FAMILIES[family].documents()]
+    model = make(family, name, "eager", "body")
+    singly = [model(**alone(d), output_hidden_states=True, output_attentions=True) for d in documents]
+    for side in ("right", "left"):
+        batch = padded(documents, side)
+        real_tokens = batch["attention_mask"].bool()
+        asked = model(**batch, output_hidden_states=True, output_attentions=True)
+        model.config.output_hidden_states = model.config.output_attentions = True
+        configured = model(**batch)
+        model.config.output_hidden_states = model.config.output_attentions = False
+        for out in (asked, configured):
+            for i, states in enumerate(out.hidden_states):
+                expected = torch.cat([alone_out.hidden_states[i][0] for alone_out in singly])
+                torch.testing.assert_close(states[real_tokens], expected, **LOGITS)
+            for i, weights in enumerate(out.attentions):
+                for row, (mask, alone_out) in enumerate(zip(real_tokens, singly, strict=True)):
+                    got = weights[row][:, mask][:, :, mask]
+                    torch.testing.assert_close(got, alone_out.attentions[i][0], **LOGITS)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad()
 def test_in_bf16_no_attention_is_worse_than_the_reference(family):

@@ -142,7 +142,8 @@ class HfxEncoderModel(HfxEncoderPreTrainedModel):
 
         inputs_by_kind = self.attention_inputs(inputs_embeds, attention_mask, past_key_values, position_ids)
         hidden_states = embed(self, inputs_embeds, position_ids, self.segments(token_type_ids, inputs_embeds))
-        records = any(kwargs.get(name) for name in ("output_hidden_states", "output_attentions"))
+        recorded = ("output_hidden_states", "output_attentions")
+        records = any(kwargs.get(name, getattr(self.config, name, False)) for name in recorded)
         wants_all = records or past_key_values is not None or not self.config.padding_free
         real_tokens = None if wants_all else find_real_tokens(attention_mask)
         if real_tokens is not None:
