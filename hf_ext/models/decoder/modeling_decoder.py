@@ -36,7 +36,7 @@ from hf_ext.models.attention_inputs import (
 )
 from hf_ext.models.attention_masks import causal_masks
 from hf_ext.models.checked_generation import CheckedGenerationMixin
-from hf_ext.models.classification_heads import check_problem_type, last_token, sequence_loss, span_loss, token_loss
+from hf_ext.models.classification_heads import check_problem_type, last_token, predict_spans, sequence_loss, token_loss
 from hf_ext.models.configured_layers import (
     make_attention,
     make_embedding_norm,
@@ -472,25 +472,15 @@ class HfxDecoderForQuestionAnswering(HfxDecoderPreTrainedModel):
     ) -> QuestionAnsweringModelOutput:
         """start_logits and end_logits (B, T) and, with positions (B,), the loss; see `span_loss`."""
         outputs = self.model(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
-        start_logits, end_logits = self.qa_outputs(outputs.last_hidden_state).unbind(dim=-1)
-        loss = None
-        if start_positions is not None and end_positions is not None:
-            loss = span_loss(
-                start_logits,
-                end_logits,
-                start_positions,
-                end_positions,
-                attention_mask,
-                kwargs.get("position_ids"),
-                num_items_in_batch,
-            )
-        return QuestionAnsweringModelOutput(
-            loss=loss,
-            start_logits=start_logits.contiguous(),
-            end_logits=end_logits.contiguous(),
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
+        spans = predict_spans(
+            self.qa_outputs(outputs.last_hidden_state),
+            start_positions,
+            end_positions,
+            attention_mask,
+            kwargs.get("position_ids"),
+            num_items_in_batch,
         )
+        return QuestionAnsweringModelOutput(**spans, hidden_states=outputs.hidden_states, attentions=outputs.attentions)
 
 
 __all__ = [
