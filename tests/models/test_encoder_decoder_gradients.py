@@ -82,7 +82,7 @@ def test_whole_equals_accumulated_equals_packed_equals_checkpointed(head, option
         with pytest.raises(ValueError, match="has both stacks read the same tokens"):
             make_model(attention, model_class=HEADS[head], **options)
         return
-    model = make_model(attention, model_class=HEADS[head], num_labels=3, **options).train()
+    model = make_model(attention, model_class=HEADS[head], num_labels=3, **options).train().double()
     loss, expected = whole(model, head)
     assert expected.keys() == {name for name, _ in model.named_parameters()}
 
