@@ -13,6 +13,22 @@ from transformers import PreTrainedModel
 
 
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
+# task -> how the card says to use the model; {folder} and {prompt} are filled in
+USAGE = {
+    "text-generation": """from transformers import pipeline
+
+writer = pipeline("text-generation", model="{folder}")
+print(writer({prompt}, max_new_tokens=50)[0]["generated_text"])""",
+    "fill-mask": """from transformers import pipeline
+
+filler = pipeline("fill-mask", model="{folder}")
+print(filler({prompt}))""",
+    "text2text-generation": """from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+tokenizer, model = AutoTokenizer.from_pretrained("{folder}"), AutoModelForSeq2SeqLM.from_pretrained("{folder}")
+output = model.generate(**tokenizer({prompt}, return_tensors="pt"), max_new_tokens=50)
+print(tokenizer.decode(output[0]))""",
+}
 # fields of a config that say nothing about the architecture
 _NOT_ARCHITECTURE = {"architectures", "dtype", "model_type", "transformers_version", "_name_or_path", "torch_dtype"}
 
@@ -76,7 +92,8 @@ def model_card(model: PreTrainedModel, folder: str | Path, facts: RunFacts) -> M
         summary=facts.summary,
         limits=facts.limits,
         folder_name=folder_name,
-        example_prompt=json.dumps(facts.samples[0]["prompt"] if facts.samples else "Once"),
+        usage=_usage(facts, folder_name),
+        continues=facts.task == "text-generation",
         metrics={name: _number(value) for name, value in facts.metrics.items()},
         curve=facts.curve,
         model_type=model.config.model_type,
@@ -89,6 +106,11 @@ def model_card(model: PreTrainedModel, folder: str | Path, facts: RunFacts) -> M
         recipe=without_local_paths(facts.recipe.strip()),
         samples=facts.samples,
     )
+
+
+def _usage(facts: RunFacts, folder_name: str) -> str:
+    prompt = json.dumps(facts.samples[0]["prompt"] if facts.samples else "Once")
+    return USAGE[facts.task].replace("{folder}", folder_name).replace("{prompt}", prompt)
 
 
 def without_local_paths(text: str) -> str:

@@ -16,6 +16,7 @@ from transformers.masking_utils import (
     create_sliding_window_causal_mask,
 )
 
+from hf_ext.models.pretrained_model import can_look_at
 from hf_ext.ops.flex_attention import check_flex_cache, uncompiled_on_cpu
 from hf_ext.ops.rotary import document_indices
 
@@ -205,6 +206,14 @@ def check_prefix_mask(config, prefix_mask: torch.Tensor, inputs_embeds, attentio
         )
     if past < prefix_mask.shape[1] and (isinstance(attention_mask, dict) or getattr(attention_mask, "ndim", 2) != 2):
         raise ValueError("prefix_mask: given with a mask that is ready, as of a static cache; leave one of them out")
+    if 0 < past < prefix_mask.shape[1] and can_look_at(prefix_mask):
+        prefix = prefix_mask != 0
+        torn = prefix[:, :past].any(dim=-1) & prefix[:, past:].any(dim=-1)
+        if torn.any():
+            raise ValueError(
+                f"prefix_mask: row {int(torn.nonzero()[0])} has a prefix that begins in the cache, whose {past} tokens "
+                "haven't seen the rest of it; pass all of it in one call"
+            )
 
 
 def _mask_context(config, inputs_embeds: torch.Tensor):

@@ -72,6 +72,19 @@ def token_loss(logits: torch.Tensor, labels: torch.Tensor, num_items: int | torc
     return total / (scored.sum() if num_items is None else num_items)
 
 
+def predict_spans(
+    scores: torch.Tensor, start_positions, end_positions, attention_mask, position_ids, num_items
+) -> dict[str, torch.Tensor | None]:
+    """start_logits and end_logits (B, T) of scores (B, T, 2) and, where both positions are given, their `span_loss`."""
+    start_logits, end_logits = scores.unbind(dim=-1)
+    loss = None
+    if start_positions is not None and end_positions is not None:
+        loss = span_loss(
+            start_logits, end_logits, start_positions, end_positions, attention_mask, position_ids, num_items
+        )
+    return {"loss": loss, "start_logits": start_logits.contiguous(), "end_logits": end_logits.contiguous()}
+
+
 def span_loss(
     start_logits,
     end_logits,

@@ -9,27 +9,25 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
-import torch
 import yaml
 from transformers import (
     AutoConfig,
-    AutoModelForCausalLM,
     AutoTokenizer,
-    GenerationConfig,
     PretrainedConfig,
     PreTrainedTokenizerBase,
     TrainerState,
-    set_seed,
 )
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
 
 from hf_ext.data import PYTHON_LIBRARY, PYTHON_LIBRARY_LICENSE, TOKENIZER_KINDS, DataArguments, train_tokenizer
 from hf_ext.models.configuration_choices import check_choice, check_known
+from hf_ext.tasks.samples import SampleArguments
 from hf_ext.training.arguments import HfxTrainingArguments
 from hf_ext.training.schedules import SCHEDULES, check_schedule
 
@@ -90,38 +88,19 @@ class PackingArguments:
     )
 
 
-@dataclass
-class SampleArguments:
-    """Texts to write once the model is trained."""
-
-    prompts: list[str] = field(default_factory=list, metadata={"help": "Beginnings for the model to go on from."})
-    max_new_tokens: int = field(default=100, metadata={"help": "Tokens to write for each."})
-    temperature: float = field(default=0.8, metadata={"help": "Of the softmax that tokens are drawn from."})
-    top_k: int = field(default=50, metadata={"help": "Draw among the so many likeliest; 0 for all."})
-    top_p: float = field(default=0.95, metadata={"help": "Draw among the likeliest that hold so much probability."})
-
-    def __post_init__(self):
-        if not all(self.prompts):
-            raise ValueError("samples.prompts: one is empty; give at least a character to go on from")
-        if self.max_new_tokens < 1:
-            raise ValueError(f"samples.max_new_tokens={self.max_new_tokens}: must be at least 1")
-        if self.temperature <= 0:
-            raise ValueError(f"samples.temperature={self.temperature}: must be above 0")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"samples.top_p={self.top_p}: must be above 0 and at most 1")
-        if self.top_k < 0:
-            raise ValueError(f"samples.top_k={self.top_k}: must not be negative")
-
-
 SECTIONS = {
     "model": dict,
     "tokenizer": TokenizerArguments,
     "data": DataArguments,
+    "objective": dict,
     "packing": PackingArguments,
     "samples": SampleArguments,
     "training": HfxTrainingArguments,
 }
 
+
+# kind of objective -> the Hub's name of the task
+HUB_TASKS = {"causal": "text-generation", "masked": "fill-mask", "sequence_to_sequence": "text2text-generation"}
 
 # of what evaluation gives, the numbers that say something about the model
 REPORTED = ("eval_loss", "eval_perplexity", "eval_bits_per_byte", "eval_tokens")
@@ -239,7 +218,7 @@ def check_same_run(checkpoint: str | None, config: PretrainedConfig, values: dic
     recipe = Path(checkpoint).parent / "recipe.yaml"
     if recipe.is_file():
         before = yaml.safe_load(recipe.read_text(encoding="utf-8")) or {}
-        for section in ("tokenizer", "packing"):
+        for section in ("tokenizer", "objective", "packing"):
             if before.get(section, {}) != values.get(section, {}):
                 raise ValueError(
                     f"{section}: {values.get(section, {})} is not what {Path(checkpoint).name} was trained with, "
@@ -248,9 +227,18 @@ def check_same_run(checkpoint: str | None, config: PretrainedConfig, values: dic
 
 
 def get_tokenizer(
-    arguments: TokenizerArguments, texts: Iterator[str], *, model_max_length: int, checkpoint: str | None
+    arguments: TokenizerArguments,
+    texts: Iterator[str],
+    *,
+    model_max_length: int,
+    checkpoint: str | None,
+    special_tokens: Mapping = MappingProxyType({}),
 ) -> PreTrainedTokenizerBase:
-    """The checkpoint's where there is one, an existing one where the recipe names it, else a new one."""
+    """The checkpoint's where there is one, an existing one where the recipe names it, else a new one.
+
+    Args:
+        special_tokens: what a new one has besides; arguments of `train_tokenizer`.
+    """
     if checkpoint is not None:
         return AutoTokenizer.from_pretrained(checkpoint)
     if arguments.path is not None:
@@ -261,6 +249,7 @@ def get_tokenizer(
         vocab_size=arguments.size,
         min_frequency=arguments.min_frequency,
         model_max_length=model_max_length,
+        **special_tokens,
     )
 
 
@@ -284,7 +273,7 @@ def steps_done(checkpoint: str | None) -> int:
 def train(trainer, checkpoint: str | None) -> dict:
     """Train, or go on, and return the metrics of the whole run; a run that is complete already keeps its own."""
     if is_complete(checkpoint, trainer.args):  # the stock Trainer would train one step more
-        trainer.model.load_state_dict(AutoModelForCausalLM.from_pretrained(checkpoint).state_dict())
+        trainer.model.load_state_dict(type(trainer.model).from_pretrained(checkpoint).state_dict())
         trainer.state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
         saved = Path(trainer.args.output_dir) / "train_results.json"
         if saved.is_file():
@@ -328,29 +317,6 @@ def describe_data(data: DataArguments, train_rows, eval_tokens: int, row_length:
     rows = f"{len(train_rows):,} rows of {row_length} tokens" if hasattr(train_rows, "__len__") else "a stream of rows"
     licence = f" Licence of the text: {PYTHON_LIBRARY_LICENSE}." if data.dataset_name == PYTHON_LIBRARY else ""
     return f"`{dataset_name(data)}`: {rows} to train on, {eval_tokens:,} tokens held out.{licence}"
-
-
-@torch.no_grad()
-def write_samples(model, tokenizer, arguments: SampleArguments, *, seed: int) -> list[dict[str, str]]:
-    """A continuation of each prompt: [{"prompt", "text"}]; the same seed gives the same texts."""
-    model.eval()
-    config = GenerationConfig(
-        max_new_tokens=arguments.max_new_tokens,
-        do_sample=True,
-        temperature=arguments.temperature,
-        top_k=arguments.top_k,
-        top_p=arguments.top_p,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-    samples = []
-    for prompt in arguments.prompts:
-        set_seed(seed)
-        inputs = tokenizer(prompt, return_tensors="pt").to(model.device)
-        output = model.generate(inputs.input_ids, attention_mask=inputs.attention_mask, generation_config=config)
-        new_tokens = output[0, inputs.input_ids.shape[1] :]
-        samples.append({"prompt": prompt, "text": tokenizer.decode(new_tokens, skip_special_tokens=True)})
-    return samples
 
 
 def reload_in_fresh_process(folder: str, prompt: str) -> dict:

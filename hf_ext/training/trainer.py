@@ -1,5 +1,6 @@
 """transformers' Trainer with the loss in chunks, our optimizers and schedules, and exact language-model evaluation."""
 
+import copy
 import math
 
 import torch
@@ -19,6 +20,8 @@ class HfxTrainer(Trainer):
 
     Args, besides the Trainer's:
         eval_num_bytes: UTF-8 bytes of the evaluation text; with it, `eval_bits_per_byte` is reported too.
+        eval_data_collator: makes the batches of evaluation; default the training's. Each evaluation has a copy of its own,
+            so that one that draws from a seed (a mask, a span) asks the same every time and takes no draw from training.
 
     The evaluation loss of a language model is the total negative log-likelihood over the number of scored tokens, not the
     mean of the batches' means.
@@ -26,11 +29,12 @@ class HfxTrainer(Trainer):
 
     args: HfxTrainingArguments
 
-    def __init__(self, *args, eval_num_bytes: int | None = None, **kwargs):
+    def __init__(self, *args, eval_num_bytes: int | None = None, eval_data_collator=None, **kwargs):
         model = kwargs.get("model", args[0] if args else None)
         use_cache = getattr(getattr(model, "config", None), "use_cache", None)
         super().__init__(*args, **kwargs)
         self.eval_num_bytes = eval_num_bytes
+        self.eval_data_collator = eval_data_collator
         self.is_language_model = isinstance(self._innermost_model(), LanguageModelingHead)
         if self.is_language_model:
             self.label_smoother = None  # the stock one needs the logits; ours is part of the chunked loss
@@ -47,6 +51,9 @@ class HfxTrainer(Trainer):
     def _innermost_model(self) -> torch.nn.Module:
         model = self.accelerator.unwrap_model(self.model)
         return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+    def _cache_option(self, use_cache: bool) -> dict[str, bool]:
+        return {"use_cache": use_cache} if hasattr(self._innermost_model().config, "use_cache") else {}
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
         if self.optimizer is None and self.args.matrix_optimizer is not None:
@@ -76,9 +83,19 @@ class HfxTrainer(Trainer):
             self._created_lr_scheduler = True
         return super().create_scheduler(num_training_steps, optimizer)
 
+    def get_eval_dataloader(self, eval_dataset=None):
+        if self.eval_data_collator is None:
+            return super().get_eval_dataloader(eval_dataset)
+        in_training = self.data_collator
+        self.data_collator = copy.deepcopy(self.eval_data_collator)
+        try:
+            return super().get_eval_dataloader(eval_dataset)
+        finally:
+            self.data_collator = in_training
+
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         if self.is_language_model:
-            inputs = {**inputs, "use_cache": self.args.use_cache}
+            inputs = {**inputs, **self._cache_option(self.args.use_cache)}
             if model.training:  # what is reported of held-out text is its likelihood alone
                 inputs["label_smoothing"] = self.args.label_smoothing_factor
                 inputs["z_loss_weight"] = self.args.z_loss_weight
@@ -90,7 +107,7 @@ class HfxTrainer(Trainer):
         inputs = self._prepare_inputs(inputs)
         scored = inputs["labels"][..., 1:] if self._loss_shifts_labels else inputs["labels"]
         num_tokens = (scored != IGNORE_INDEX).sum()
-        options = {"skip_logits": prediction_loss_only, "num_items_in_batch": 1, "use_cache": False}
+        options = {"skip_logits": prediction_loss_only, "num_items_in_batch": 1, **self._cache_option(False)}
         with torch.no_grad(), self.compute_loss_context_manager():
             outputs = model(**inputs, **options, return_dict=True)
         total = outputs["loss"].detach()  # nats, summed: divided by one item
@@ -105,7 +122,11 @@ class HfxTrainer(Trainer):
     ):
         # total negative log-likelihood (nats) and tokens; fp64, so that the order of the batches doesn't show
         self._evaluated = torch.zeros(2, dtype=torch.float64)
-        output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+        # a data loader takes a draw whenever it begins; without this, objectives that draw would train otherwise for it
+        with torch.random.fork_rng(devices=[], enabled=self.eval_data_collator is not None):
+            output = super().evaluation_loop(
+                dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
+            )
         total, num_tokens = self.accelerator.reduce(self._evaluated.to(self.args.device), "sum").tolist()
         if num_tokens:
             loss = total / num_tokens

@@ -2,7 +2,7 @@
 
     python tests/benchmarks/padding_free.py [--steps 20] [--rounds 3] [--batch 32]
 
-transformers' BERT for sequence classification against ours of the same shape and weights, on the sentences of SST-2 in
+transformers' BERT for sequence classification against ours of the same shape, on the sentences of SST-2 in
 their order in the file, padded to the longest of a batch; ours with `padding_free` off and on. Both sides in `HfxTrainer`
 with fused AdamW, fp32. Each case runs in a process of its own, sides in turn; medians over rounds.
 """

@@ -1,27 +1,9 @@
-"""Gradients: whole batch = accumulated = packed = checkpointed, and the same under every attention."""
+"""The causal language model's loss and gradients against someone else's; its labels."""
 
 import pytest
 import torch
-from models.decoder_grid import VARIANTS, attentions_for, make_model, tokens
-
-
-# fp32: losses of order 5, gradients of order 0.1 to 1, summed in another order
-LOSS = {"atol": 1e-5, "rtol": 1e-5}
-GRADIENT = {"atol": 1e-5, "rtol": 1e-4}
-
-over_variants = pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS)
-
-
-def gradients(model):
-    found = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
-    model.zero_grad()
-    return found
-
-
-def assert_same(got, expected):
-    assert got.keys() == expected.keys()
-    for name in expected:
-        torch.testing.assert_close(got[name], expected[name], **GRADIENT, msg=lambda m, n=name: f"{n}: {m}")
+from models.decoder_grid import VARIANTS, make_model, tokens
+from models.grid import LOSS, assert_same, gradients
 
 
 def batch():
@@ -31,81 +13,6 @@ def batch():
     labels = ids.masked_fill(mask == 0, -100)
     labels[1, 3:5] = -100
     return ids * mask, mask, labels
-
-
-@over_variants
-def test_whole_equals_accumulated_equals_packed_equals_checkpointed(options):
-    model = make_model(**options).train()
-    ids, mask, labels = batch()
-    scored = int((labels[:, 1:] != -100).sum())
-
-    loss = model(ids, attention_mask=mask, labels=labels).loss
-    loss.backward()
-    expected = gradients(model)
-    assert max(g.abs().max() for g in expected.values()) > 0.05  # not a flat place where all agree
-
-    total = 0.0
-    for row in range(4):
-        part = model(
-            ids[row : row + 1],
-            attention_mask=mask[row : row + 1],
-            labels=labels[row : row + 1],
-            num_items_in_batch=scored,
-        ).loss
-        part.backward()
-        total += part.item()
-    torch.testing.assert_close(total, loss.item(), **LOSS)
-    assert_same(gradients(model), expected)
-
-    lengths = mask.sum(1).tolist()
-    packed_labels = labels.clone()
-    packed_labels[:, 0] = -100  # no document predicts the first token of the next
-    packed = {
-        "input_ids": torch.cat([ids[r, :n] for r, n in enumerate(lengths)])[None],
-        "labels": torch.cat([packed_labels[r, :n] for r, n in enumerate(lengths)])[None],
-        "position_ids": torch.cat([torch.arange(n) for n in lengths])[None],
-    }
-    packed_loss = model(**packed).loss
-    torch.testing.assert_close(packed_loss, loss, **LOSS)
-    packed_loss.backward()
-    assert_same(gradients(model), expected)
-
-    model.gradient_checkpointing_enable()
-    model(ids, attention_mask=mask, labels=labels).loss.backward()
-    assert_same(gradients(model), expected)
-
-
-@over_variants
-def test_every_attention_gives_the_same_loss_and_gradients(options):
-    ids, mask, labels = batch()
-    for padding in ("right", "left"):
-        if padding == "left":
-            ids, mask, labels = (t.flip(-1) for t in (ids, mask, labels))
-        results = {}
-        for attention in attentions_for(options):
-            model = make_model(attention, **options).train()
-            out = model(ids, attention_mask=mask, labels=labels, skip_logits=False)
-            out.loss.backward()
-            results[attention] = (out.logits[mask.bool()].detach(), gradients(model))
-        logits, expected = results["eager"]
-        for attention in results:
-            torch.testing.assert_close(results[attention][0], logits, **LOSS)
-            assert_same(results[attention][1], expected)
-
-
-@pytest.mark.parametrize("extra", [{}, {"label_smoothing": 0.1}, {"z_loss_weight": 1e-2}], ids=str)
-def test_chunked_loss_equals_the_loss_of_whole_logits(extra):
-    options = VARIANTS["sandwich, GeGLU, QK-norm by projection, softcap, tied"]
-    ids, mask, labels = batch()
-    results = []
-    for skip_logits in (True, False):
-        model = make_model(**options).train()
-        out = model(ids, attention_mask=mask, labels=labels, skip_logits=skip_logits, **extra)
-        assert (out.logits is None) == skip_logits
-        out.loss.backward()
-        results.append((out.loss.detach(), gradients(model)))
-    torch.testing.assert_close(results[0][0], results[1][0], **LOSS)
-    assert_same(results[0][1], results[1][1])
 
 
 def test_loss_is_transformers_own():

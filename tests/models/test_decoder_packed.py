@@ -3,10 +3,10 @@
 import pytest
 import torch
 from models.decoder_grid import make_config, make_model, tokens
+from models.grid import assert_same, gradients
 from transformers import (
     AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
-    AutoModelForTokenClassification,
     DataCollatorWithFlattening,
     DynamicCache,
 )
@@ -16,7 +16,6 @@ import hf_ext  # noqa: F401  registers the Auto classes
 
 # fp32: the same sums in another order
 FP32 = {"atol": 1e-5, "rtol": 1e-5}
-GRADIENT = {"atol": 1e-5, "rtol": 1e-4}
 LENGTHS = (7, 4, 6)
 
 
@@ -40,19 +39,6 @@ def packed(rows: int = 1) -> dict:
     }
 
 
-def gradients(model) -> dict:
-    found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
-    model.zero_grad()
-    assert max(g.abs().max() for g in found.values()) > 0.05  # not a flat place where all agree
-    return found
-
-
-def assert_same(got: dict, expected: dict) -> None:
-    assert got.keys() == expected.keys()
-    for name in expected:
-        torch.testing.assert_close(got[name], expected[name], **GRADIENT, msg=lambda m, n=name: f"{n}: {m}")
-
-
 @pytest.mark.parametrize("extra", [{}, {"return_flash_attn_kwargs": True, "return_seq_idx": True}], ids=str)
 @pytest.mark.parametrize("attention", ["eager", "sdpa", "hfx_tiled"])
 def test_padding_free_language_model(attention, extra):
@@ -67,21 +53,6 @@ def test_padding_free_language_model(attention, extra):
     batch = DataCollatorWithFlattening(**extra)(features)
     assert batch["input_ids"].shape == (1, sum(LENGTHS))
     model(**batch).loss.backward()
-    assert_same(gradients(model), expected)
-
-
-@pytest.mark.parametrize("attention", ["eager", "sdpa", "hfx_tiled"])
-@pytest.mark.parametrize("checkpointed", [False, True], ids=["", "checkpointed"])
-def test_token_classes(attention, checkpointed):
-    model = make(AutoModelForTokenClassification, attention)
-    for document in documents():
-        inputs = {name: torch.tensor([value]) for name, value in document.items()}
-        model(**inputs, num_items_in_batch=sum(LENGTHS)).loss.backward()
-    expected = gradients(model)
-    if checkpointed:
-        model.gradient_checkpointing_enable()
-    labels = torch.cat([torch.tensor(d["labels"]) for d in documents()])[None]
-    model(**packed(), labels=labels).loss.backward()
     assert_same(gradients(model), expected)
 
 

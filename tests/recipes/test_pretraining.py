@@ -152,6 +152,33 @@ def test_two_steps_of_every_recipe(path, tmp_path, request):
     assert sizes["output_dir"].startswith("outputs/")
 
 
+OBJECTIVES = ["quickstart", "prefix", "fill_in_the_middle", "masked", "span_corruption", "ul2", "denoising"]
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize(
+    "name", [n if n == "span_corruption" else pytest.param(n, marks=pytest.mark.full) for n in OBJECTIVES]
+)
+def test_every_objective_on_wikitext(name, tmp_path, real_data):
+    file = real_data / "wikitext2" / "valid.txt"
+    if not file.is_file():
+        pytest.skip(f"no data set at hand: {file.name} is not in {file.parent}")
+    argv = [ROOT / f"recipes/pretraining/{name}.yaml", "--data.dataset_name", "null", "--data.data_files", file]
+    argv += ["--training.output_dir", tmp_path / "run", "--max_steps", 12, "--warmup_steps", 2, "--eval_steps", 6]
+    argv += ["--logging_steps", 1, "--max_validation_documents", 40, "--tokenizer.vocab_size", 600]
+    argv += ["--packing.row_length", 64, "--save_strategy", "no", "--data.sample_by", "line"]
+    done = run(*argv)
+    assert done.returncode == 0, done.stderr
+    logged = json.loads((tmp_path / "run" / "trainer_state.json").read_text())["log_history"]
+    held_out = [entry["eval_loss"] for entry in logged if "eval_loss" in entry]
+    at_the_end = json.loads((tmp_path / "run" / "eval_results.json").read_text())["eval_loss"]
+    assert len(held_out) == 2
+    assert held_out[1] < held_out[0]
+    assert at_the_end == pytest.approx(held_out[1], rel=1e-6)  # the same questions asked of the same model
+    card = (tmp_path / "run" / "README.md").read_text()
+    assert "| objective |" in card
+
+
 def test_the_race_keeps_its_rules(request):
     """The usual split by position, rows of 64 characters, 12 a step, 0.82M parameters, every held-out one scored once."""
     from transformers import AutoModelForCausalLM
@@ -223,6 +250,13 @@ def test_other_formats_streaming_and_characters(tmp_path):
         (["--model.hidden_size", "wide"], "hidden_size"),
         (["--packing.row_length", "65"], "packing.row_length=65: longer than model.max_position_embeddings=64"),
         (["--packing.strategy", "best"], "strategy"),
+        (
+            ["--objective.name", "masked"],
+            "objective.name='masked': a hfx_decoder can't learn it; use one of causal, prefix",
+        ),
+        (["--objective.name", "prefx"], "did you mean 'prefix'?"),
+        (["--objective.fim_rate", "0.5"], "objective.fim_rate: no such field"),
+        (["--objective.name", "fill_in_the_middle", "--objective.fim_rte", "1"], "did you mean 'fim_rate'?"),
         (["--tokenizer.kind", "bpe"], "tokenizer.kind='bpe': must be one of byte_level_bpe, characters"),
         (["--tokenizer.vocab_size", "100"], "vocab_size"),
         (["--samples.temperature", "0"], "samples.temperature=0.0: must be above 0"),

@@ -1,6 +1,7 @@
 """Our Trainer: the same training whichever way the batch is cut, exact evaluation, and what is saved."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -8,7 +9,8 @@ from models.decoder_grid import VARIANTS, make_model, tokens
 from transformers import AutoModelForCausalLM, Trainer
 
 import hf_ext  # noqa: F401  registers the Auto classes
-from hf_ext.objectives import CausalCollator
+from hf_ext.models import HfxEncoderConfig, HfxEncoderForMaskedLM
+from hf_ext.objectives import CausalCollator, MaskedCollator, PrefixLMCollator
 from hf_ext.training.arguments import HfxTrainingArguments
 from hf_ext.training.balance_experts import balanced_routers
 from hf_ext.training.trainer import HfxTrainer
@@ -209,3 +211,39 @@ def test_balance_biases_move_with_every_optimizer_step(tmp_path):
     trainer.save_model(str(tmp_path / "saved"))
     reloaded = AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
     assert torch.equal(balanced_routers(reloaded)[0].e_score_correction_bias, moved[1])
+
+
+@pytest.mark.parametrize("head", ["prefix", "masked"])
+def test_evaluation_asks_the_same_every_time_and_leaves_training_its_draws(head, tmp_path):
+    """Objectives that draw: the held-out loss is that of one fixed draw, whenever and however often it is asked for."""
+    torch.manual_seed(0)
+    if head == "prefix":
+        model, collator = make_model(), partial(PrefixLMCollator, vocab_size=97, pad_token_id=0)
+    else:
+        sizes = {"vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+        model = HfxEncoderForMaskedLM(HfxEncoderConfig(**sizes, pad_token_id=0))
+        collator = partial(MaskedCollator, vocab_size=97, pad_token_id=0, mask_token_id=2, special_token_ids=(0, 1, 2))
+    start = {name: weight.clone() for name, weight in model.state_dict().items()}
+
+    def run(**arguments):
+        model.load_state_dict(start)
+        trainer = HfxTrainer(
+            model=model,
+            args=HfxTrainingArguments(
+                output_dir=str(tmp_path), use_cpu=True, disable_tqdm=True, max_steps=4, report_to="none", **arguments
+            ),
+            data_collator=collator(),
+            eval_data_collator=collator(seed=3),
+            train_dataset=rows(),
+            eval_dataset=rows(),
+        )
+        first = trainer.evaluate()["eval_loss"]
+        assert trainer.evaluate()["eval_loss"] == first
+        trainer.train()
+        return first, {name: weight.clone() for name, weight in model.state_dict().items()}
+
+    first, rarely = run(eval_strategy="no", prediction_loss_only=True)
+    again, often = run(eval_strategy="steps", eval_steps=1, prediction_loss_only=True)
+    assert first == again
+    for name in rarely:
+        assert torch.equal(rarely[name], often[name]), name

@@ -36,7 +36,7 @@ from hf_ext.models.attention_inputs import (
 )
 from hf_ext.models.attention_masks import causal_masks
 from hf_ext.models.checked_generation import CheckedGenerationMixin
-from hf_ext.models.classification_heads import check_problem_type, last_token, sequence_loss, span_loss, token_loss
+from hf_ext.models.classification_heads import check_problem_type, last_token, predict_spans, sequence_loss, token_loss
 from hf_ext.models.configured_layers import (
     make_attention,
     make_embedding_norm,
@@ -54,7 +54,7 @@ from hf_ext.models.language_modeling_head import LOSS_OPTIONS, LanguageModelingH
 from hf_ext.models.multi_token_prediction import MultiTokenPrediction
 from hf_ext.models.packed_rows import check_packed_rows, flash_lengths
 from hf_ext.models.pretrained_model import HfxPreTrainedModel, check_attention_mask, check_token_ids
-from hf_ext.models.scored_tokens import ScoredTokens, next_token_labels, scored_tokens
+from hf_ext.models.scored_tokens import ScoredTokens, check_unseen_targets, next_token_labels, scored_tokens
 
 
 def decoder_feed_forward(config: HfxDecoderConfig, mlp_type: str) -> nn.Module:
@@ -300,6 +300,8 @@ class HfxDecoderForCausalLM(LanguageModelingHead, HfxDecoderPreTrainedModel, Che
         # not named above: the Trainer takes every argument with "label" in its name for a column that each batch has
         loss_options = {name: kwargs.pop(name) for name in LOSS_OPTIONS if name in kwargs}
         targets = loss_options.get("shift_labels") if labels is None else next_token_labels(labels)
+        if targets is not None and past_key_values is None:
+            check_unseen_targets(targets, prefix_mask)
         in_training = self.training and targets is not None
         returns_router_logits = kwargs.pop("output_router_logits", self.config.output_router_logits)
         if self.config.num_experts:
@@ -323,7 +325,8 @@ class HfxDecoderForCausalLM(LanguageModelingHead, HfxDecoderPreTrainedModel, Che
             **loss_options,
         )
         if in_training and (self.config.num_experts or self.mtp is not None):
-            tokens = scored_tokens(targets.to(outputs.last_hidden_state.device), position_ids, num_items_in_batch)
+            targets = targets.to(outputs.last_hidden_state.device)
+            tokens = scored_tokens(targets, position_ids, num_items_in_batch, attention_mask)
             if self.config.num_experts:
                 loss = loss + self.expert_loss(outputs.router_logits, tokens)
             if self.mtp is not None:
@@ -469,25 +472,15 @@ class HfxDecoderForQuestionAnswering(HfxDecoderPreTrainedModel):
     ) -> QuestionAnsweringModelOutput:
         """start_logits and end_logits (B, T) and, with positions (B,), the loss; see `span_loss`."""
         outputs = self.model(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
-        start_logits, end_logits = self.qa_outputs(outputs.last_hidden_state).unbind(dim=-1)
-        loss = None
-        if start_positions is not None and end_positions is not None:
-            loss = span_loss(
-                start_logits,
-                end_logits,
-                start_positions,
-                end_positions,
-                attention_mask,
-                kwargs.get("position_ids"),
-                num_items_in_batch,
-            )
-        return QuestionAnsweringModelOutput(
-            loss=loss,
-            start_logits=start_logits.contiguous(),
-            end_logits=end_logits.contiguous(),
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
+        spans = predict_spans(
+            self.qa_outputs(outputs.last_hidden_state),
+            start_positions,
+            end_positions,
+            attention_mask,
+            kwargs.get("position_ids"),
+            num_items_in_batch,
         )
+        return QuestionAnsweringModelOutput(**spans, hidden_states=outputs.hidden_states, attentions=outputs.attentions)
 
 
 __all__ = [

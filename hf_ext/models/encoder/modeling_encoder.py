@@ -27,7 +27,7 @@ from hf_ext.layers.linear import Linear
 from hf_ext.layers.prediction_head import PredictionHead
 from hf_ext.models.attention_inputs import attention_inputs, cached_key_positions, default_position_ids
 from hf_ext.models.attention_masks import bidirectional_masks
-from hf_ext.models.classification_heads import check_problem_type, sequence_loss, span_loss, token_loss
+from hf_ext.models.classification_heads import check_problem_type, predict_spans, sequence_loss, token_loss
 from hf_ext.models.configured_layers import (
     make_attention,
     make_embedding_norm,
@@ -142,7 +142,8 @@ class HfxEncoderModel(HfxEncoderPreTrainedModel):
 
         inputs_by_kind = self.attention_inputs(inputs_embeds, attention_mask, past_key_values, position_ids)
         hidden_states = embed(self, inputs_embeds, position_ids, self.segments(token_type_ids, inputs_embeds))
-        records = any(kwargs.get(name) for name in ("output_hidden_states", "output_attentions"))
+        recorded = ("output_hidden_states", "output_attentions")
+        records = any(kwargs.get(name, getattr(self.config, name, False)) for name in recorded)
         wants_all = records or past_key_values is not None or not self.config.padding_free
         real_tokens = None if wants_all else find_real_tokens(attention_mask)
         if real_tokens is not None:
@@ -344,26 +345,15 @@ class HfxEncoderForQuestionAnswering(HfxEncoderPreTrainedModel):
     ) -> QuestionAnsweringModelOutput:
         """start_logits and end_logits (B, T) and, with positions (B,), the loss; see `span_loss`."""
         outputs = self.model(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
-        scores = self.qa_outputs(self.dropout(self.head(outputs.last_hidden_state)))
-        start_logits, end_logits = scores.unbind(dim=-1)
-        loss = None
-        if start_positions is not None and end_positions is not None:
-            loss = span_loss(
-                start_logits,
-                end_logits,
-                start_positions,
-                end_positions,
-                attention_mask,
-                kwargs.get("position_ids"),
-                num_items_in_batch,
-            )
-        return QuestionAnsweringModelOutput(
-            loss=loss,
-            start_logits=start_logits.contiguous(),
-            end_logits=end_logits.contiguous(),
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
+        spans = predict_spans(
+            self.qa_outputs(self.dropout(self.head(outputs.last_hidden_state))),
+            start_positions,
+            end_positions,
+            attention_mask,
+            kwargs.get("position_ids"),
+            num_items_in_batch,
         )
+        return QuestionAnsweringModelOutput(**spans, hidden_states=outputs.hidden_states, attentions=outputs.attentions)
 
 
 class HfxEncoderForMultipleChoice(HfxEncoderPreTrainedModel):

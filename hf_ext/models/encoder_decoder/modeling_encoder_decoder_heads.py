@@ -14,7 +14,7 @@ from hf_ext.layers.linear import Linear
 from hf_ext.layers.prediction_head import PredictionHead
 from hf_ext.models.attention_inputs import changing_frequencies, default_position_ids
 from hf_ext.models.checked_generation import CheckedGenerationMixin, padding_mask
-from hf_ext.models.classification_heads import check_problem_type, last_token, sequence_loss, span_loss
+from hf_ext.models.classification_heads import check_problem_type, last_token, predict_spans, sequence_loss
 from hf_ext.models.encoder_decoder.configuration_encoder_decoder import HfxEncoderDecoderConfig
 from hf_ext.models.encoder_decoder.cross_attention_cache import with_whole_cross_cache
 from hf_ext.models.encoder_decoder.decoder_inputs import decoder_inputs_of, shift_right
@@ -228,23 +228,16 @@ class HfxEncoderDecoderForQuestionAnswering(HfxEncoderDecoderPreTrainedModel):
     ) -> Seq2SeqQuestionAnsweringModelOutput:
         """start_logits and end_logits (B, T) and, with positions (B,), the loss; see `span_loss`."""
         outputs = self.model(**same_text_for_both(self.config, input_ids, attention_mask, kwargs))
-        start_logits, end_logits = self.qa_outputs(outputs.last_hidden_state).unbind(dim=-1)
-        loss = None
-        if start_positions is not None and end_positions is not None:
-            loss = span_loss(
-                start_logits,
-                end_logits,
-                start_positions,
-                end_positions,
-                attention_mask,
-                kwargs.get("position_ids"),
-                num_items_in_batch,
-            )
+        spans = predict_spans(
+            self.qa_outputs(outputs.last_hidden_state),
+            start_positions,
+            end_positions,
+            attention_mask,
+            kwargs.get("position_ids"),
+            num_items_in_batch,
+        )
         return Seq2SeqQuestionAnsweringModelOutput(
-            loss=loss,
-            start_logits=start_logits.contiguous(),
-            end_logits=end_logits.contiguous(),
-            **{k: v for k, v in outputs.items() if k != "last_hidden_state"},
+            **spans, **{k: v for k, v in outputs.items() if k != "last_hidden_state"}
         )
 
 
