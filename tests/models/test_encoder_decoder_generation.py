@@ -264,3 +264,19 @@ def test_packed_rows_that_would_leak_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         make_model()(**packed(**changes))
     make_model()(**packed())
+
+
+def test_what_flash_attention_can_t_keep_apart_is_refused():
+    """Its package isn't needed to know."""
+    from hf_ext.models.encoder_decoder.decoder_inputs import check_flash_cross_mask, check_packed_pairs
+
+    inputs, flash = packed(), "flash_attention_2"
+    positions = {name: inputs[name] for name in ("position_ids", "decoder_position_ids")}
+    masks = {"attention_mask": None, "decoder_attention_mask": None}
+    check_packed_pairs(positions, masks, {}, "sdpa")
+    with pytest.raises(ValueError, match="can't keep apart in cross-attention"):
+        check_packed_pairs(positions, masks, {}, flash)
+    check_flash_cross_mask(flash, None)
+    check_flash_cross_mask("sdpa", torch.ones(1, 1, 5, 8, dtype=torch.bool))
+    with pytest.raises(ValueError, match="can't leave out the source's padding"):
+        check_flash_cross_mask(flash, torch.tensor([[1, 1, 0]]))

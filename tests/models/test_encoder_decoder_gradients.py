@@ -82,7 +82,7 @@ def test_whole_equals_accumulated_equals_packed_equals_checkpointed(head, option
         with pytest.raises(ValueError, match="has both stacks read the same tokens"):
             make_model(attention, model_class=HEADS[head], **options)
         return
-    model = make_model(attention, model_class=HEADS[head], num_labels=3, **options).train()
+    model = make_model(attention, model_class=HEADS[head], num_labels=3, **options).train().double()
     loss, expected = whole(model, head)
     assert expected.keys() == {name for name, _ in model.named_parameters()}
 
@@ -188,3 +188,30 @@ def test_flex_attention_gives_the_same(name):
     torch.testing.assert_close(results[1][0], results[0][0], **LOSS)
     torch.testing.assert_close(results[1][1], results[0][1], **LOSS)
     assert torch.equal(results[1][2], results[0][2])
+
+
+def test_batches_of_the_collator_packed_and_padded():
+    from hf_ext.objectives import SequenceToSequenceCollator
+
+    collate = SequenceToSequenceCollator(vocab_size=97, pad_token_id=0, decoder_start_token_id=0)
+    inputs, _ = batch("text")
+    rows = [
+        {"input_ids": inputs["input_ids"][row, :n].tolist(), "labels": inputs["labels"][row, :m].tolist()}
+        for row, (n, m) in enumerate(zip(LENGTHS, TEXT_LENGTHS, strict=True))
+    ]
+    together = [
+        {
+            "input_ids": a["input_ids"] + b["input_ids"],
+            "position_ids": [*range(len(a["input_ids"])), *range(len(b["input_ids"]))],
+            "labels": a["labels"] + b["labels"],
+            "decoder_position_ids": [*range(len(a["labels"])), *range(len(b["labels"]))],
+        }
+        for a, b in (rows[:2], rows[2:])
+    ]
+    model, results = make_model().train().double(), []
+    for each in (rows, together):
+        loss = model(**collate(each)).loss
+        loss.backward()
+        results.append((loss.item(), gradients(model)))
+    assert results[1][0] == pytest.approx(results[0][0], rel=1e-5)
+    assert_same(results[1][1], results[0][1])

@@ -293,3 +293,32 @@ def test_plan_names_matrices_that_there_are():
     for pattern in plan:
         assert pattern.replace("*", "1") in names
     assert len(plan) == 2 * len(tensor_parallel_plan(model.config)) + 4
+
+
+@torch.no_grad()
+def test_classifier_in_its_pipelines():
+    """Of the heads here transformers has pipelines left for the classifier: texts of other lengths change nothing."""
+    from transformers import pipeline
+
+    from hf_ext.data import train_tokenizer
+
+    texts = ["words", "of other words and more of words"]
+    tokenizer = train_tokenizer(texts * 20, vocab_size=270, model_max_length=64)
+    model = make_model(
+        model_class=HfxEncoderDecoderForSequenceClassification,
+        vocab_size=len(tokenizer),
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        num_labels=3,
+        label2id={"contradiction": 0, "neutral": 1, "entailment": 2},
+        id2label={0: "contradiction", 1: "neutral", 2: "entailment"},
+    )
+    found = pipeline("text-classification", model=model, tokenizer=tokenizer)(texts, batch_size=2, top_k=None)
+    for text, scores in zip(texts, found, strict=True):
+        expected = model(torch.tensor([tokenizer(text)["input_ids"]])).logits[0].softmax(-1)
+        got = {score["label"]: score["score"] for score in scores}
+        torch.testing.assert_close(
+            torch.tensor([got[model.config.id2label[i]] for i in range(3)]), expected, **TOLERANCE
+        )
+    guess = pipeline("zero-shot-classification", model=model, tokenizer=tokenizer)(texts[1], ["words", "more"])
+    assert sum(guess["scores"]) == pytest.approx(1.0)

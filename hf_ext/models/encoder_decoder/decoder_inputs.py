@@ -93,6 +93,16 @@ def check_packed_pairs(positions: dict, masks: dict, options: dict, attention: s
         )
 
 
+def check_flash_cross_mask(attention: str, mask) -> None:
+    """Raises ValueError where flash attention would take the source's padding for the decoder's: transformers cuts the mask
+    of keys to the number of queries."""
+    if "flash" in attention and mask is not None:
+        raise ValueError(
+            f"attention_mask: attn_implementation={attention!r} can't leave out the source's padding in cross-attention; "
+            "pass rows without padding, or choose eager, sdpa, flex_attention or hfx_tiled"
+        )
+
+
 def _documents_by_row(position_ids: torch.Tensor | None) -> torch.Tensor | None:
     """(B or 1,) number of documents in each row."""
     if position_ids is None or position_ids.ndim != 2 or not can_look_at(position_ids):

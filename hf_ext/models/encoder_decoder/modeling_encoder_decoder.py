@@ -46,7 +46,7 @@ from hf_ext.models.configured_layers import (
 from hf_ext.models.embedded_tokens import embed
 from hf_ext.models.encoder_decoder.configuration_encoder_decoder import HfxEncoderDecoderConfig
 from hf_ext.models.encoder_decoder.cross_attention_cache import check_cross_attention_cache
-from hf_ext.models.encoder_decoder.decoder_inputs import check_packed_pairs
+from hf_ext.models.encoder_decoder.decoder_inputs import check_flash_cross_mask, check_packed_pairs
 from hf_ext.models.packed_rows import check_packed_rows, flash_lengths
 from hf_ext.models.padding_free import find_real_tokens, unpad_inputs, with_padding
 from hf_ext.models.pretrained_model import HfxPreTrainedModel, check_attention_mask, check_token_ids
@@ -299,6 +299,7 @@ class HfxEncoderDecoderDecoder(EncoderDecoderStack):
             None if attention_mask is not None or own_cache is not None else position_ids,
             encoder_position_ids,
         )
+        check_flash_cross_mask(attention, cross_mask)
         position_ids = self.positions_of(position_ids, attention_mask, own_cache, inputs_embeds, "decoder_position_ids")
         if own_cache is not None:
             check_cached_frequencies(self.rotary_emb, own_cache, position_ids)

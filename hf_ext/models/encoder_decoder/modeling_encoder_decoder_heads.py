@@ -94,7 +94,9 @@ class HfxEncoderDecoderForConditionalGeneration(
                 decoder_input_ids, mask = decoder_inputs_of(
                     labels, self.config.decoder_start_token_id, self._pad, decoder_position_ids
                 )
-                decoder_attention_mask = mask if decoder_attention_mask is None else decoder_attention_mask
+                if decoder_attention_mask is None and mask is not None:
+                    cached = 0 if past_key_values is None else past_key_values.get_seq_length()  # a learnt prefix
+                    decoder_attention_mask = nn.functional.pad(mask, (cached, 0), value=1)
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
