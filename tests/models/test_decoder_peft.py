@@ -3,6 +3,7 @@
 import pytest
 import torch
 from models.decoder_grid import VARIANTS, attentions_for, make_model, tokens
+from models.grid import FAMILIES, padded
 
 
 peft = pytest.importorskip("peft")
@@ -149,3 +150,12 @@ def test_every_method_that_peft_knows_for_llama():
     tables = {n: t for n, t in vars(constants).items() if n.startswith("TRANSFORMERS_MODELS_TO_") and "llama" in t}
     assert len(tables) > 20
     assert [name for name, table in tables.items() if not table.get("hfx_decoder")] == []
+
+
+@pytest.mark.parametrize(("head", "task"), [("sequence", "SEQ_CLS"), ("token", "TOKEN_CLS")])
+def test_prefixes_under_other_heads(head, task):
+    torch.manual_seed(0)
+    config = peft.PrefixTuningConfig(num_virtual_tokens=3, task_type=task)
+    model = peft.get_peft_model(FAMILIES["decoder"].make(head), config).train()
+    model(**padded(FAMILIES["decoder"].documents(head))).loss.backward()
+    assert model.prompt_encoder.default.embedding.weight.grad.abs().sum() > 0

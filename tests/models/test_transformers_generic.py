@@ -24,6 +24,13 @@ from hf_ext.models import (
     HfxDecoderForSequenceClassification,
     HfxDecoderForTokenClassification,
     HfxDecoderModel,
+    HfxEncoderConfig,
+    HfxEncoderForMaskedLM,
+    HfxEncoderForMultipleChoice,
+    HfxEncoderForQuestionAnswering,
+    HfxEncoderForSequenceClassification,
+    HfxEncoderForTokenClassification,
+    HfxEncoderModel,
 )
 
 
@@ -48,7 +55,7 @@ from tests.test_training_mixin import TrainingTesterMixin  # noqa: E402
 
 sys.modules["transformers"] = installed  # one of them puts the checkout's in its place
 
-CONFIGURATIONS = {
+DECODERS = {
     "Defaults": {},
     "LearnedPositions": {
         "position_embedding_type": "learned",
@@ -87,6 +94,36 @@ CONFIGURATIONS = {
     "FurtherTokens": {"num_nextn_predict_layers": 1},
 }
 
+ENCODERS = {
+    "EncoderDefaults": {},
+    "EncoderBert": {
+        "type_vocab_size": 2,
+        "position_embedding_type": "learned",
+        "block_type": "post_norm",
+        "norm_bias": True,
+        "mlp_type": "plain",
+        "mlp_bias": True,
+        "attention_bias": True,
+    },
+    "EncoderModernBert": {
+        "sliding_window": 3,
+        "layer_types": ["full_attention", "sliding_attention"],
+        "norm_before_first_layer": False,
+        "classifier_pooling": "mean",
+        "classifier_norm": True,
+        "classifier_on_tokens": True,
+    },
+    "EncoderAlibi": {"position_embedding_type": "alibi"},
+    "EncoderRelativeBias": {"position_embedding_type": "relative", "tie_word_embeddings": False},
+    "EncoderSoftcapsAndSinks": {
+        "attn_logit_softcapping": 30.0,
+        "attention_sinks": True,
+        "final_logit_softcapping": 20.0,
+    },
+    "EncoderLatentAttention": {"attention_type": "latent"},
+    "EncoderDifferentialAttention": {"attention_type": "differential", "value_residual": True},
+}
+
 HEADS_IN_THE_CACHE = (
     lambda config: config.attention_type == "latent",
     "it expects the keys and values of every head in the cache, which here holds their latent: test_latent_attention.py",
@@ -112,13 +149,14 @@ WITHOUT_MEANING = {
 }
 
 
-class DecoderTester:
+class Tester:
     """What the generic tests ask about the model at hand: sizes, a small configuration, a batch padded on the right."""
 
     batch_size = 5
     seq_length = 7
     is_training = True
     num_labels = 3
+    num_choices = 3
     type_sequence_label_size = 2
     vocab_size = 99
     hidden_size = 32
@@ -126,12 +164,11 @@ class DecoderTester:
     num_attention_heads = 4
     max_position_embeddings = 64
     pad_token_id, bos_token_id, eos_token_id = 0, 1, 2
-    causal_lm_class = HfxDecoderForCausalLM
 
-    def __init__(self, options: dict):
-        self.options = options
+    def __init__(self, config_class: type, options: dict, causal_lm_class: type | None = None):
+        self.config_class, self.options, self.causal_lm_class = config_class, options, causal_lm_class
 
-    def get_config(self) -> HfxDecoderConfig:
+    def get_config(self):
         sizes = (
             "vocab_size",
             "hidden_size",
@@ -143,18 +180,50 @@ class DecoderTester:
             "bos_token_id",
             "eos_token_id",
         )
-        return HfxDecoderConfig(**{name: getattr(self, name) for name in sizes}, intermediate_size=48, **self.options)
+        return self.config_class(**{name: getattr(self, name) for name in sizes}, intermediate_size=48, **self.options)
 
-    def prepare_config_and_inputs_for_common(self) -> tuple[HfxDecoderConfig, dict[str, torch.Tensor]]:
+    def prepare_config_and_inputs_for_common(self) -> tuple:
         ids = torch.randint(3, self.vocab_size, (self.batch_size, self.seq_length))
         lengths = torch.arange(self.batch_size)[:, None] + self.seq_length - self.batch_size + 1
         return self.get_config(), {"input_ids": ids, "attention_mask": (torch.arange(self.seq_length) < lengths).long()}
 
 
-class GenericTests(ModelTesterMixin, GenerationTesterMixin, PipelineTesterMixin, TrainingTesterMixin):
-    """All of them over all heads of the decoder; a subclass sets `options`."""
+# beginning of the test's name -> configuration to ask it of. These compare traced outputs with others, padding's too, for
+# which an encoder computes nothing unless it is traced
+ASKED_WITH = {"test_torch_export": {"padding_free": False}}
 
+
+class GenericTests:
+    """A subclass sets `config_class` and `options`."""
+
+    config_class: type
     options: dict
+    causal_lm_class: type | None = None
+
+    def setUp(self):
+        torch.manual_seed(0)
+        asked_with = {
+            name: value
+            for beginning, further in ASKED_WITH.items()
+            if self._testMethodName.startswith(beginning)
+            for name, value in further.items()
+            if name in self.config_class.__dataclass_fields__
+        }
+        self.model_tester = Tester(self.config_class, self.options | asked_with, self.causal_lm_class)
+        config = self.model_tester.get_config()
+        for beginning, (concerns, why) in WITHOUT_MEANING.items():
+            if self._testMethodName.startswith(beginning) and concerns(config):
+                self.skipTest(why)
+
+    def test_config(self):
+        sizes = {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 2}
+        ConfigTester(self, config_class=self.config_class, **{**sizes, **self.options}).run_common_tests()
+
+
+class DecoderTests(GenericTests, ModelTesterMixin, GenerationTesterMixin, PipelineTesterMixin, TrainingTesterMixin):
+    """All of them over all heads of the decoder."""
+
+    config_class, causal_lm_class = HfxDecoderConfig, HfxDecoderForCausalLM
     all_model_classes = (
         HfxDecoderModel,
         HfxDecoderForCausalLM,
@@ -170,18 +239,30 @@ class GenericTests(ModelTesterMixin, GenerationTesterMixin, PipelineTesterMixin,
         "zero-shot": HfxDecoderForSequenceClassification,
     }
 
-    def setUp(self):
-        torch.manual_seed(0)
-        self.model_tester = DecoderTester(self.options)
-        config = self.model_tester.get_config()
-        for beginning, (concerns, why) in WITHOUT_MEANING.items():
-            if self._testMethodName.startswith(beginning) and concerns(config):
-                self.skipTest(why)
 
-    def test_config(self):
-        sizes = {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 2}
-        ConfigTester(self, config_class=HfxDecoderConfig, **{**sizes, **self.options}).run_common_tests()
+class EncoderTests(GenericTests, ModelTesterMixin, PipelineTesterMixin, TrainingTesterMixin):
+    """All but generation's over all heads of the encoder."""
+
+    config_class = HfxEncoderConfig
+    causal_lm_class = HfxEncoderForMaskedLM  # so is called what the training tests train
+    all_model_classes = (
+        HfxEncoderModel,
+        HfxEncoderForMaskedLM,
+        HfxEncoderForSequenceClassification,
+        HfxEncoderForTokenClassification,
+        HfxEncoderForQuestionAnswering,
+        HfxEncoderForMultipleChoice,
+    )
+    pipeline_model_mapping = {
+        "feature-extraction": HfxEncoderModel,
+        "fill-mask": HfxEncoderForMaskedLM,
+        "text-classification": HfxEncoderForSequenceClassification,
+        "token-classification": HfxEncoderForTokenClassification,
+        "zero-shot": HfxEncoderForSequenceClassification,
+    }
 
 
-for name, options in CONFIGURATIONS.items():
-    globals()[name] = type(name, (GenericTests, unittest.TestCase), {"options": options})
+for tests_of_family, configurations in ((DecoderTests, DECODERS), (EncoderTests, ENCODERS)):
+    for name, options in configurations.items():
+        globals()[name] = type(name, (tests_of_family, unittest.TestCase), {"options": options})
+del tests_of_family

@@ -403,10 +403,13 @@ class HfxDecoderForSequenceClassification(HfxDecoderPreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
+        past_key_values=None,  # named, because peft's prefix tuning reads from the signature that it may be given
         **kwargs,
     ) -> SequenceClassifierOutputWithPast:
         """logits (B, num_labels) and, with labels (B,) or (B, num_labels), the loss; see `sequence_loss`."""
-        outputs = self.model(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+        outputs = self.model(
+            input_ids=input_ids, attention_mask=attention_mask, past_key_values=past_key_values, **kwargs
+        )
         pooled = last_token(
             outputs.last_hidden_state, attention_mask, input_ids, self.config.pad_token_id, kwargs.get("position_ids")
         )
@@ -440,10 +443,13 @@ class HfxDecoderForTokenClassification(HfxDecoderPreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         labels: torch.LongTensor | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
+        past_key_values=None,  # named, because peft's prefix tuning reads from the signature that it may be given
         **kwargs,
     ) -> TokenClassifierOutput:
         """logits (B, T, num_labels) and, with labels (B, T), the loss over those other than -100."""
-        outputs = self.model(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+        outputs = self.model(
+            input_ids=input_ids, attention_mask=attention_mask, past_key_values=past_key_values, **kwargs
+        )
         logits = self.score(self.dropout(outputs.last_hidden_state))
         loss = None if labels is None else token_loss(logits, labels, num_items_in_batch)
         return TokenClassifierOutput(
@@ -468,10 +474,13 @@ class HfxDecoderForQuestionAnswering(HfxDecoderPreTrainedModel):
         start_positions: torch.LongTensor | None = None,
         end_positions: torch.LongTensor | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
+        past_key_values=None,  # named, because peft's prefix tuning reads from the signature that it may be given
         **kwargs,
     ) -> QuestionAnsweringModelOutput:
         """start_logits and end_logits (B, T) and, with positions (B,), the loss; see `span_loss`."""
-        outputs = self.model(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+        outputs = self.model(
+            input_ids=input_ids, attention_mask=attention_mask, past_key_values=past_key_values, **kwargs
+        )
         spans = predict_spans(
             self.qa_outputs(outputs.last_hidden_state),
             start_positions,

@@ -278,10 +278,13 @@ class HfxEncoderForSequenceClassification(HfxEncoderPreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
+        past_key_values=None,  # named, because peft's prefix tuning reads from the signature that it may be given
         **kwargs,
     ) -> SequenceClassifierOutput:
         """logits (B, num_labels) and, with labels (B,) or (B, num_labels), the loss; see `sequence_loss`."""
-        outputs = self.model(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+        outputs = self.model(
+            input_ids=input_ids, attention_mask=attention_mask, past_key_values=past_key_values, **kwargs
+        )
         pooled = pool_tokens(
             outputs.last_hidden_state, attention_mask, self.config.classifier_pooling, kwargs.get("position_ids")
         )
@@ -311,10 +314,13 @@ class HfxEncoderForTokenClassification(HfxEncoderPreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         labels: torch.LongTensor | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
+        past_key_values=None,  # named, because peft's prefix tuning reads from the signature that it may be given
         **kwargs,
     ) -> TokenClassifierOutput:
         """logits (B, T, num_labels) and, with labels (B, T), the loss over those other than -100."""
-        outputs = self.model(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+        outputs = self.model(
+            input_ids=input_ids, attention_mask=attention_mask, past_key_values=past_key_values, **kwargs
+        )
         logits = self.classifier(self.dropout(self.head(outputs.last_hidden_state)))
         loss = None if labels is None else token_loss(logits, labels, num_items_in_batch)
         return TokenClassifierOutput(
@@ -341,10 +347,13 @@ class HfxEncoderForQuestionAnswering(HfxEncoderPreTrainedModel):
         start_positions: torch.LongTensor | None = None,
         end_positions: torch.LongTensor | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
+        past_key_values=None,  # named, because peft's prefix tuning reads from the signature that it may be given
         **kwargs,
     ) -> QuestionAnsweringModelOutput:
         """start_logits and end_logits (B, T) and, with positions (B,), the loss; see `span_loss`."""
-        outputs = self.model(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+        outputs = self.model(
+            input_ids=input_ids, attention_mask=attention_mask, past_key_values=past_key_values, **kwargs
+        )
         spans = predict_spans(
             self.qa_outputs(self.dropout(self.head(outputs.last_hidden_state))),
             start_positions,
