@@ -1,4 +1,5 @@
 from hf_ext.data.packing import PACKING_STRATEGIES, pack_dataset, pack_documents, utf8_bytes
+from hf_ext.data.pair_packing import pack_pairs
 from hf_ext.data.python_library import PYTHON_LIBRARY, PYTHON_LIBRARY_LICENSE, iter_python_library
 from hf_ext.data.sources import DataArguments, load_documents, resolve_data_files
 from hf_ext.data.tokenizer_training import TOKENIZER_KINDS, train_tokenizer
@@ -14,6 +15,7 @@ __all__ = [
     "load_documents",
     "pack_dataset",
     "pack_documents",
+    "pack_pairs",
     "resolve_data_files",
     "train_tokenizer",
     "utf8_bytes",

@@ -15,7 +15,7 @@ def test_snippets_run(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     monkeypatch.chdir(tmp_path)
     snippets = re.findall(r"```python\n(.*?)```", CHAPTER.read_text(encoding="utf-8"), flags=re.DOTALL)
-    assert len(snippets) == 4
+    assert len(snippets) == 5
     exec("\n".join(snippets), {})
 
 

@@ -12,7 +12,7 @@ import yaml
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = "recipes/pretraining/train.py"
-RECIPES = sorted((ROOT / "recipes" / "pretraining").glob("*.yaml"))
+RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
 
 
 def run(*argv, cwd=ROOT) -> subprocess.CompletedProcess:
