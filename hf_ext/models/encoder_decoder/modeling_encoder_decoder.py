@@ -309,19 +309,21 @@ class HfxEncoderDecoderDecoder(EncoderDecoderStack):
             self.config, list(dict.fromkeys(kinds)), inputs_embeds, attention_mask, own_cache, position_ids
         )
         inputs_by_kind = self.attention_inputs(masks, kinds, inputs_embeds, position_ids, own_cache, is_causal=True)
-        real_tokens = None
+        real_tokens = source_tokens = None
         if past_key_values is None and not use_cache:
             real_tokens = self.real_tokens_of(attention_mask, kwargs)
+            source_tokens = self.real_tokens_of(encoder_attention_mask, kwargs)
         elif past_key_values is None:
             # the encoder's keys are cached whole, whatever the decoder's layers see
             past_key_values = EncoderDecoderCache(DynamicCache(config=self.config), DynamicCache())
 
         hidden_states = embed(self, inputs_embeds, position_ids)
-        cross_attend = self.cross_attention_interface()
         if real_tokens is not None:
             hidden_states = real_tokens.gather(hidden_states)
             inputs_by_kind = unpad_inputs(inputs_by_kind, real_tokens, attention)
-            cross_attend = with_padding(cross_attend, real_tokens, None)
+        if source_tokens is not None:
+            encoder_hidden_states = source_tokens.gather(encoder_hidden_states)
+        cross_attend = with_padding(self.cross_attention_interface(), real_tokens, source_tokens)
         if self.config.value_residual:
             kwargs["first_values"] = []
         for kind, block in zip(kinds, self.layers, strict=True):
