@@ -6,6 +6,13 @@ import pytest
 import torch
 from models.decoder_grid import VARIANTS, make_model, tokens
 
+from hf_ext.models import (
+    HfxEncoderDecoderForConditionalGeneration,
+    HfxEncoderDecoderModel,
+    HfxEncoderForMaskedLM,
+    HfxEncoderModel,
+)
+
 
 def entry_of(plan: dict[str, str], name: str) -> str | None:
     """The entry for a parameter, as transformers reads patterns."""
@@ -20,6 +27,21 @@ def test_each_entry_is_there(name):
     plan = model.config.base_model_tp_plan
     assert set(plan) <= modules
     assert {f"model.{entry}" for entry in plan} <= set(model.tp_plan)
+
+
+@pytest.mark.parametrize(
+    "model_class",
+    [HfxEncoderModel, HfxEncoderForMaskedLM, HfxEncoderDecoderModel, HfxEncoderDecoderForConditionalGeneration],
+)
+@pytest.mark.parametrize("options", [{}, {"qk_norm": "projection"}, {"mlp_type": "plain"}], ids=str)
+def test_each_entry_of_other_families_is_there(model_class, options):
+    sizes = {"vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    model = model_class(model_class.config_class(**sizes, **options))
+    modules = {re.sub(r"\.\d+\.", ".*.", module) for module, _ in model.named_modules()}
+    assert set(model.tp_plan) <= modules
+    # of every stack
+    stacks = {entry.split("layers")[0] for entry in model.tp_plan if "layers" in entry}
+    assert len(stacks) == (2 if model.config.is_encoder_decoder else 1)
 
 
 @pytest.mark.parametrize("name", VARIANTS)

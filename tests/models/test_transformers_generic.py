@@ -25,6 +25,11 @@ from hf_ext.models import (
     HfxDecoderForTokenClassification,
     HfxDecoderModel,
     HfxEncoderConfig,
+    HfxEncoderDecoderConfig,
+    HfxEncoderDecoderForConditionalGeneration,
+    HfxEncoderDecoderForQuestionAnswering,
+    HfxEncoderDecoderForSequenceClassification,
+    HfxEncoderDecoderModel,
     HfxEncoderForMaskedLM,
     HfxEncoderForMultipleChoice,
     HfxEncoderForQuestionAnswering,
@@ -124,6 +129,33 @@ ENCODERS = {
     "EncoderDifferentialAttention": {"attention_type": "differential", "value_residual": True},
 }
 
+ENCODER_DECODERS = {
+    "EncoderDecoderDefaults": {},
+    "EncoderDecoderT5": {
+        "position_embedding_type": "relative",
+        "mlp_type": "plain",
+        "hidden_act": "relu",
+        "query_pre_attn_scalar": 1,
+        "output_multiplier": 32**-0.5,
+    },
+    "EncoderDecoderBart": {
+        "position_embedding_type": "learned",
+        "block_type": "post_norm",
+        "norm_type": "layernorm",
+        "embedding_norm": True,
+        "mlp_type": "plain",
+        "hidden_act": "gelu",
+        "mlp_bias": True,
+        "attention_bias": True,
+        "lm_head_bias": True,
+    },
+    "EncoderDecoderWindows": {
+        "sliding_window": 4,
+        "layer_types": ["sliding_attention", "full_attention"],
+        "num_key_value_heads": 2,
+    },
+}
+
 HEADS_IN_THE_CACHE = (
     lambda config: config.attention_type == "latent",
     "it expects the keys and values of every head in the cache, which here holds their latent: test_latent_attention.py",
@@ -188,6 +220,15 @@ class Tester:
         return self.get_config(), {"input_ids": ids, "attention_mask": (torch.arange(self.seq_length) < lengths).long()}
 
 
+class PairTester(Tester):
+    """The same of a source and a target."""
+
+    def prepare_config_and_inputs_for_common(self) -> tuple:
+        config, source = super().prepare_config_and_inputs_for_common()
+        _, target = super().prepare_config_and_inputs_for_common()
+        return config, source | {f"decoder_{name}": value for name, value in target.items()}
+
+
 # beginning of the test's name -> configuration to ask it of. These compare traced outputs with others, padding's too, for
 # which an encoder computes nothing unless it is traced
 ASKED_WITH = {"test_torch_export": {"padding_free": False}}
@@ -199,6 +240,7 @@ class GenericTests:
     config_class: type
     options: dict
     causal_lm_class: type | None = None
+    makes_inputs = Tester
 
     def setUp(self):
         torch.manual_seed(0)
@@ -209,7 +251,7 @@ class GenericTests:
             for name, value in further.items()
             if name in self.config_class.__dataclass_fields__
         }
-        self.model_tester = Tester(self.config_class, self.options | asked_with, self.causal_lm_class)
+        self.model_tester = self.makes_inputs(self.config_class, self.options | asked_with, self.causal_lm_class)
         config = self.model_tester.get_config()
         for beginning, (concerns, why) in WITHOUT_MEANING.items():
             if self._testMethodName.startswith(beginning) and concerns(config):
@@ -240,6 +282,27 @@ class DecoderTests(GenericTests, ModelTesterMixin, GenerationTesterMixin, Pipeli
     }
 
 
+class EncoderDecoderTests(GenericTests, ModelTesterMixin, GenerationTesterMixin, PipelineTesterMixin):
+    """All over all heads of the encoder-decoder."""
+
+    config_class = HfxEncoderDecoderConfig
+    makes_inputs = PairTester
+    is_encoder_decoder = True
+    all_model_classes = (
+        HfxEncoderDecoderModel,
+        HfxEncoderDecoderForConditionalGeneration,
+        HfxEncoderDecoderForSequenceClassification,
+        HfxEncoderDecoderForQuestionAnswering,
+    )
+    pipeline_model_mapping = {"text-classification": HfxEncoderDecoderForSequenceClassification}
+
+    def _prepare_for_class(self, inputs_dict, model_class, return_labels=False):
+        inputs = super()._prepare_for_class(inputs_dict, model_class, return_labels)
+        if model_class in self.all_model_classes[2:]:  # whose decoder reads the source
+            inputs = {name: value for name, value in inputs.items() if not name.startswith("decoder_")}
+        return inputs
+
+
 class EncoderTests(GenericTests, ModelTesterMixin, PipelineTesterMixin, TrainingTesterMixin):
     """All but generation's over all heads of the encoder."""
 
@@ -262,7 +325,11 @@ class EncoderTests(GenericTests, ModelTesterMixin, PipelineTesterMixin, Training
     }
 
 
-for tests_of_family, configurations in ((DecoderTests, DECODERS), (EncoderTests, ENCODERS)):
+for tests_of_family, configurations in (
+    (DecoderTests, DECODERS),
+    (EncoderTests, ENCODERS),
+    (EncoderDecoderTests, ENCODER_DECODERS),
+):
     for name, options in configurations.items():
         globals()[name] = type(name, (tests_of_family, unittest.TestCase), {"options": options})
 del tests_of_family

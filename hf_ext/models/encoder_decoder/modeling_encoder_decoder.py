@@ -149,6 +149,11 @@ class EncoderDecoderStack(HfxEncoderDecoderPreTrainedModel):
         self.position_bias = make_position_bias(config, is_causal=is_causal)  # one for all layers
         self.gradient_checkpointing = False
 
+    def init_parallel_plans(self) -> None:
+        """None of its own: the configuration's plan is of both stacks and belongs to the model that has them."""
+        super().init_parallel_plans()
+        self._tp_plan = {}
+
     def embeddings_of(self, input_ids, inputs_embeds, names: tuple[str, str]) -> torch.Tensor:
         """(B, T, d) from the one of the two that is given. names: what the caller knows them by."""
         if (input_ids is None) == (inputs_embeds is None):
