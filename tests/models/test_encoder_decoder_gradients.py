@@ -215,3 +215,19 @@ def test_batches_of_the_collator_packed_and_padded():
         results.append((loss.item(), gradients(model)))
     assert results[1][0] == pytest.approx(results[0][0], rel=1e-5)
     assert_same(results[1][1], results[0][1])
+
+
+@pytest.mark.parametrize("name", ["rope", "BART: learned positions", "relative bias, sliding and global"])
+@torch.no_grad()
+def test_packed_texts_are_answered_alone(name):
+    """Scores of every token; a loss is refused, for there is one answer a row."""
+    model = make_model("sdpa", model_class=HfxEncoderDecoderForQuestionAnswering, **VARIANTS[name])
+    texts = [tokens(B=1, T=n, seed=n) for n in LENGTHS]
+    positions = torch.cat([torch.arange(n) for n in LENGTHS])[None]
+    got = model(torch.cat(texts, dim=1), position_ids=positions)
+    for side in ("start_logits", "end_logits"):
+        expected = torch.cat([model(text)[side] for text in texts], dim=1)
+        torch.testing.assert_close(got[side], expected, atol=2e-5, rtol=1e-5)
+    with pytest.raises(ValueError, match="row 0 holds several documents, but there is one answer a row"):
+        spans = {"start_positions": torch.tensor([1]), "end_positions": torch.tensor([2])}
+        model(torch.cat(texts, dim=1), position_ids=positions, **spans)

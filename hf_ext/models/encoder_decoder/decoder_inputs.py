@@ -22,6 +22,18 @@ def shift_right(tokens: torch.Tensor, real: torch.Tensor, start: int, pad: int) 
     return before.masked_fill(~real | (before == IGNORE_INDEX), pad)
 
 
+def shift_documents_right(tokens: torch.Tensor, position_ids: torch.Tensor, start: int, pad: int) -> torch.Tensor:
+    """As `shift_right`, of rows without padding, in which each document begins with `start`.
+
+    Args:
+        position_ids: (B or 1, T), which restart with each document.
+    """
+    documents = document_indices(position_ids).expand(tokens.shape)
+    begins = documents != torch.nn.functional.pad(documents[:, :-1], (1, 0), value=-1)
+    before = torch.nn.functional.pad(tokens[:, :-1], (1, 0), value=start).masked_fill(begins, start)
+    return before.masked_fill(before == IGNORE_INDEX, pad)
+
+
 def first_real(real: torch.Tensor) -> torch.Tensor:
     """(B, T) bool: True at the first real token of each row; a row without any has none."""
     return real & (real.long().cumsum(dim=-1) == 1)
@@ -42,10 +54,7 @@ def decoder_inputs_of(
     document of a packed row, each begins with `start`; there is no padding and no mask.
     """
     if position_ids is not None:
-        documents = document_indices(position_ids).expand(labels.shape)
-        begins = documents != torch.nn.functional.pad(documents[:, :-1], (1, 0), value=-1)
-        before = torch.nn.functional.pad(labels[:, :-1], (1, 0), value=start).masked_fill(begins, start)
-        return before.masked_fill(before == IGNORE_INDEX, pad), None
+        return shift_documents_right(labels, position_ids, start, pad), None
     real = between_first_and_last(labels != IGNORE_INDEX)
     nothing = ~real.any(dim=-1, keepdim=True)
     real = real | (nothing & (torch.arange(labels.shape[1], device=labels.device) == 0))

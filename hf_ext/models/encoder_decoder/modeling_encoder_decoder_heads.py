@@ -17,7 +17,7 @@ from hf_ext.models.checked_generation import CheckedGenerationMixin, padding_mas
 from hf_ext.models.classification_heads import check_problem_type, last_token, predict_spans, sequence_loss
 from hf_ext.models.encoder_decoder.configuration_encoder_decoder import HfxEncoderDecoderConfig
 from hf_ext.models.encoder_decoder.cross_attention_cache import with_whole_cross_cache
-from hf_ext.models.encoder_decoder.decoder_inputs import decoder_inputs_of, shift_right
+from hf_ext.models.encoder_decoder.decoder_inputs import decoder_inputs_of, shift_documents_right, shift_right
 from hf_ext.models.encoder_decoder.modeling_encoder_decoder import (
     HfxEncoderDecoderModel,
     HfxEncoderDecoderPreTrainedModel,
@@ -253,17 +253,22 @@ def same_text_for_both(config, input_ids: torch.LongTensor | None, attention_mas
     if input_ids is None:
         raise ValueError("input_ids: missing; this head's decoder reads them too, inputs_embeds alone won't do")
     pad = config.decoder_start_token_id if config.pad_token_id is None else config.pad_token_id
+    start, position_ids = config.decoder_start_token_id, options.get("position_ids")
     mask = padding_mask({"mask": attention_mask}, "mask")
-    real = torch.ones_like(input_ids, dtype=torch.bool) if mask is None else mask != 0
+    if mask is None and position_ids is not None:
+        before = shift_documents_right(input_ids, position_ids, start, pad)
+    else:
+        real = torch.ones_like(input_ids, dtype=torch.bool) if mask is None else mask != 0
+        before = shift_right(input_ids, real, start, pad)
     return (
         {"use_cache": False}
         | options
         | {
             "input_ids": input_ids,
             "attention_mask": attention_mask,
-            "decoder_input_ids": shift_right(input_ids, real, config.decoder_start_token_id, pad),
+            "decoder_input_ids": before,
             "decoder_attention_mask": mask,
-            "decoder_position_ids": options.get("position_ids"),
+            "decoder_position_ids": position_ids,
         }
     )
 
