@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import pytest
 import torch
-from models.variants import DECODER_VARIANTS, ENCODER_VARIANTS
+from models.variants import DECODER_VARIANTS, ENCODER_DECODER_VARIANTS, ENCODER_VARIANTS
 from transformers import PreTrainedModel
 
 from hf_ext.models import (
@@ -20,6 +20,11 @@ from hf_ext.models import (
     HfxDecoderForTokenClassification,
     HfxDecoderModel,
     HfxEncoderConfig,
+    HfxEncoderDecoderConfig,
+    HfxEncoderDecoderForConditionalGeneration,
+    HfxEncoderDecoderForQuestionAnswering,
+    HfxEncoderDecoderForSequenceClassification,
+    HfxEncoderDecoderModel,
     HfxEncoderForMaskedLM,
     HfxEncoderForMultipleChoice,
     HfxEncoderForQuestionAnswering,
@@ -78,6 +83,8 @@ class Family:
 
     Attributes:
         typical: the variants that short matrices take.
+        records: beginning of the names under which it records what is asked of it.
+        logits: how close they must be. gradients_in: dtype in which they are compared.
     """
 
     config_class: type
@@ -85,6 +92,9 @@ class Family:
     variants: dict[str, dict]
     typical: tuple[str, ...]
     is_causal: bool
+    records: str = ""
+    logits: dict = field(default_factory=lambda: LOGITS)
+    gradients_in: torch.dtype = torch.float32
 
     def attentions(self, options: dict) -> tuple[str, ...]:
         """The implementations that can compute a variant; that the others refuse is tested with the nonsense."""
@@ -188,6 +198,16 @@ def _pad(values: list[torch.Tensor], fill: int, side: str) -> torch.Tensor:
     room = [longest - value.shape[-1] for value in values]
     sides = [(0, n) if side == "right" else (n, 0) for n in room]
     return torch.stack([torch.nn.functional.pad(value, s, value=fill) for value, s in zip(values, sides, strict=True)])
+
+
+def asked(document: dict) -> dict[str, torch.Tensor]:
+    """The document without what it is labelled with."""
+    return {name: value for name, value in document.items() if name.endswith("input_ids")}
+
+
+def mask_of(batch: dict) -> torch.Tensor:
+    """Of a padded batch: which tokens something is said of, (B, T)."""
+    return batch.get("decoder_attention_mask", batch["attention_mask"])
 
 
 def num_items(documents: list[dict]) -> int:
@@ -308,19 +328,51 @@ FAMILIES = {
 }
 
 
+def text_of_its_own(ids: torch.Tensor, i: int) -> dict:
+    """A target, of another length than the source, and what a decoder reads of it."""
+    target = tokens(B=1, T=len(ids) - 2, seed=100 + i)[0]
+    before = torch.cat((torch.tensor([0]), target[:-1]))
+    return {"decoder_input_ids": before, "labels": target.masked_fill(torch.arange(len(target)) == i, IGNORED)}
+
+
+_BY_ROW = classification_heads(HfxEncoderDecoderForSequenceClassification, None, HfxEncoderDecoderForQuestionAnswering)
+# with the one whose heads read one sequence or two: more than a document of tokens is asked of it
+ALL_FAMILIES = {
+    **FAMILIES,
+    "encoder-decoder": Family(
+        config_class=HfxEncoderDecoderConfig,
+        heads={
+            "body": Head(HfxEncoderDecoderModel, text_of_its_own),
+            "text": Head(HfxEncoderDecoderForConditionalGeneration, text_of_its_own),
+            **{name: head for name, head in _BY_ROW.items() if name != "token"},
+        },
+        variants={
+            name: {"encoder_layers": 3, **options}
+            for name, options in ENCODER_DECODER_VARIANTS.items()
+            if "encoder_vocab_size" not in options  # which the grid's tokens are not of
+        },
+        typical=("BART: learned positions", "T5: relative, scaled output, untied"),
+        is_causal=True,
+        records="decoder_",
+        logits={"atol": 5e-5, "rtol": 1e-5},  # sums of five layers, where the others have two
+        gradients_in=torch.float64,  # likewise: in fp32 they are 2e-4 of 10 off, rounding alone
+    ),
+}
+
+
 def trained_heads(family: str) -> list[str]:
     """Those with a loss."""
-    return [head for head in FAMILIES[family].heads if head != "body"]
+    return [head for head in ALL_FAMILIES[family].heads if head != "body"]
 
 
-def cases(*further: str) -> list:
+def cases(*further: str, families: dict[str, Family] = FAMILIES) -> list:
     """Parameters (family, name of a variant, attention): all with `make test-full`; else one attention a variant, in turn.
 
     Args:
         further: implementations beside `ATTENTIONS`.
     """
     made = []
-    for family, entry in FAMILIES.items():
+    for family, entry in families.items():
         for i, (name, options) in enumerate(entry.variants.items()):
             able = (*entry.attentions(options), *(a for a in further if not is_without(a, options)))
             for attention in able:
@@ -329,11 +381,11 @@ def cases(*further: str) -> list:
     return made
 
 
-def typical_heads() -> list:
+def typical_heads(families: dict[str, Family] = FAMILIES) -> list:
     """Parameters (family, name of a variant, head), heads that have a loss."""
     return [
         pytest.param(family, name, head, id=f"{family}: {head} ({name.split(':')[0].split(',')[0]})")
-        for family, entry in FAMILIES.items()
+        for family, entry in families.items()
         for head in trained_heads(family)
         for name in entry.typical
     ]

@@ -228,6 +228,6 @@ def test_packed_texts_are_answered_alone(name):
     for side in ("start_logits", "end_logits"):
         expected = torch.cat([model(text)[side] for text in texts], dim=1)
         torch.testing.assert_close(got[side], expected, atol=2e-5, rtol=1e-5)
+    spans = {"start_positions": torch.tensor([1]), "end_positions": torch.tensor([2])}
     with pytest.raises(ValueError, match="row 0 holds several documents, but there is one answer a row"):
-        spans = {"start_positions": torch.tensor([1]), "end_positions": torch.tensor([2])}
         model(torch.cat(texts, dim=1), position_ids=positions, **spans)

@@ -4,7 +4,9 @@ their padding computed = checkpointed, whatever the attention."""
 import pytest
 import torch
 from models.grid import (
-    FAMILIES,
+    ALL_FAMILIES as FAMILIES,
+)
+from models.grid import (
     LOSS,
     alone,
     assert_same,
@@ -38,7 +40,8 @@ def over_all_heads() -> list:
 
 def make(family: str, name: str, head: str, attention: str):
     """In training mode; nothing is dropped."""
-    return FAMILIES[family].make(head, attention, **FAMILIES[family].variants[name]).train()
+    model = FAMILIES[family].make(head, attention, **FAMILIES[family].variants[name])
+    return model.to(FAMILIES[family].gradients_in).train()
 
 
 def ways(model, documents: list[dict], packs: bool, total: int):

@@ -225,3 +225,61 @@ ENCODER_VARIANTS = TEXT_VARIANTS | {
         "value_residual": True,
     },
 }
+
+# those of the decoder's that the encoder-decoder is tested on too
+_SHARED = (
+    "grouped, QK-norm by head",
+    "multi-query, post-norm, LayerNorm, GELU, biases",
+    "dynamic",
+    "longrope",
+    "sliding window, reordered norm, biases",
+    "local and global, softcaps, unit offset norms, scaled embeddings",
+    "attention sinks, sliding window",
+    "ALiBi, norm after the embeddings",
+    "relative bias, sliding and global",
+    "output gate by head, value residual, sliding and global, ReLU²",
+    "differential, ALiBi, gated, sliding",
+    "latent, sliding and global, sinks, gated",
+    "rotary by row and column",
+)
+
+ENCODER_DECODER_VARIANTS = {
+    "rope": {},
+    **{name: DECODER_VARIANTS[name] for name in _SHARED},
+    "2017: post-norm, sinusoidal": {
+        "block_type": "post_norm",
+        "norm_type": "layernorm",
+        "mlp_type": "plain",
+        "hidden_act": "relu",
+        "mlp_bias": True,
+        "position_embedding_type": "sinusoidal",
+        "embedding_multiplier": 32**0.5,
+    },
+    "BART: learned positions": {
+        "block_type": "post_norm",
+        "norm_type": "layernorm",
+        "position_embedding_type": "learned",
+        "embedding_norm": True,
+        "lm_head_bias": True,
+        "decoder_start_token_id": 1,
+    },
+    "T5: relative, scaled output, untied": {
+        "position_embedding_type": "relative",
+        "relative_attention_num_buckets": 8,
+        "relative_attention_max_distance": 12,
+        "query_pre_attn_scalar": 1,
+        "output_multiplier": 0.3,
+        "tie_word_embeddings": False,
+    },
+    "two vocabularies": {"encoder_vocab_size": 61, "share_embeddings": False, "encoder_layers": 1},
+    "one vocabulary, embeddings apart, QK-norm by projection, sandwich": {
+        "share_embeddings": False,
+        "qk_norm": "projection",
+        "block_type": "sandwich",
+    },
+    "encoder local, decoder global": {
+        "sliding_window": 3,
+        "layer_types": ["full_attention"] * 2,
+        "encoder_layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+    },
+}
