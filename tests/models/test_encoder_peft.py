@@ -11,7 +11,13 @@ MERGED = {"atol": 5e-5, "rtol": 1e-5}
 STEPS = 5
 ENCODER = FAMILIES["encoder"]
 BERT, MODERN = ENCODER.typical
-TASKS = {"sequence": "SEQ_CLS", "token": "TOKEN_CLS", "question": "QUESTION_ANS", "text": "FEATURE_EXTRACTION"}
+TASKS = {
+    "sequence": "SEQ_CLS",
+    "token": "TOKEN_CLS",
+    "question": "QUESTION_ANS",
+    "text": "FEATURE_EXTRACTION",
+    "choice": None,  # peft has no name for it
+}
 IN_THE_WEIGHTS = {
     "LoRA": lambda task: peft.LoraConfig(r=2, task_type=task),
     "DoRA": lambda task: peft.LoraConfig(r=2, use_dora=True, task_type=task),
