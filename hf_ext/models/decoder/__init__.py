@@ -1,13 +1,11 @@
 """Decoders: causal attention, with a head for text, classes, tokens or answers."""
 
 from hf_ext.models.decoder.configuration_decoder import HfxDecoderConfig
-from hf_ext.models.decoder.modeling_decoder import (
-    HfxDecoderForCausalLM,
+from hf_ext.models.decoder.modeling_decoder import HfxDecoderForCausalLM, HfxDecoderModel, HfxDecoderPreTrainedModel
+from hf_ext.models.decoder.modeling_decoder_heads import (
     HfxDecoderForQuestionAnswering,
     HfxDecoderForSequenceClassification,
     HfxDecoderForTokenClassification,
-    HfxDecoderModel,
-    HfxDecoderPreTrainedModel,
 )
 
 
