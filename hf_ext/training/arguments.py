@@ -8,6 +8,8 @@ from hf_ext.training.optimizers import PRECISIONS
 
 
 MATRIX_OPTIMIZERS = (None, "muon")
+# last words of metrics that are better when lower; transformers takes all but a loss to be better when higher
+LOWER_IS_BETTER = ("loss", "perplexity", "bits_per_byte", "error", "error_rate", "mse", "rmse", "mae", "wer", "cer", "ter")
 
 
 @dataclass
@@ -45,6 +47,15 @@ class HfxTrainingArguments(TrainingArguments):
     )
     z_loss_weight: float = field(
         default=0.0, metadata={"help": "Weight of log(Z)^2 in a language model's training loss (PaLM: 1e-4)."}
+    )
+    early_stopping_patience: int | None = field(
+        default=None,
+        metadata={
+            "help": "Stop after so many evaluations in a row without a better metric_for_best_model. Default: never."
+        },
+    )
+    early_stopping_threshold: float = field(
+        default=0.0, metadata={"help": "By how much the metric has to be better to count, in its own unit."}
     )
     # the stock filter logs a NaN loss as 0.0 and the run ends as if nothing had happened
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Hide non-finite losses from the log."})
@@ -89,6 +100,34 @@ class HfxTrainingArguments(TrainingArguments):
         for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
+        _check_early_stopping(self)
+        metric = self.metric_for_best_model
+        if self.greater_is_better is None and metric is not None:
+            self.greater_is_better = not f"_{metric}".endswith(tuple(f"_{name}" for name in LOWER_IS_BETTER))
         super().__post_init__()
         if self.device.type == "cpu":
             self.dataloader_pin_memory = False  # there is nothing to copy to, and torch warns at every run
+
+
+def _check_early_stopping(args: HfxTrainingArguments) -> None:
+    patience, threshold = args.early_stopping_patience, args.early_stopping_threshold
+    if patience is None:
+        if threshold:
+            raise ValueError(
+                f"early_stopping_threshold={threshold}: has no effect without early_stopping_patience; set it or leave "
+                "this out"
+            )
+        return
+    if patience < 1:
+        raise ValueError(f"early_stopping_patience={patience}: must be at least 1 evaluation, or none")
+    if threshold < 0:
+        raise ValueError(f"early_stopping_threshold={threshold}: must not be negative")
+    if args.eval_strategy == "no":
+        raise ValueError(
+            f"early_stopping_patience={patience}: nothing is evaluated; set eval_strategy: steps or epoch, or leave it out"
+        )
+    if not args.load_best_model_at_end:
+        raise ValueError(
+            f"early_stopping_patience={patience}: the model kept would be the last, {patience} evaluations past the best; "
+            "set load_best_model_at_end: true"
+        )

@@ -1,10 +1,11 @@
 """transformers' Trainer with the loss in chunks, our optimizers and schedules, and exact language-model evaluation."""
 
 import copy
+import difflib
 import math
 
 import torch
-from transformers import Trainer
+from transformers import EarlyStoppingCallback, Trainer
 from transformers.trainer_pt_utils import nested_detach
 
 from hf_ext.models.language_modeling_head import LanguageModelingHead
@@ -35,6 +36,10 @@ class HfxTrainer(Trainer):
         super().__init__(*args, **kwargs)
         self.eval_num_bytes = eval_num_bytes
         self.eval_data_collator = eval_data_collator
+        if self.args.early_stopping_patience is not None:
+            self.add_callback(
+                EarlyStoppingCallback(self.args.early_stopping_patience, self.args.early_stopping_threshold)
+            )
         self.is_language_model = isinstance(self._innermost_model(), LanguageModelingHead)
         if self.is_language_model:
             self.label_smoother = None  # the stock one needs the logits; ours is part of the chunked loss
@@ -82,6 +87,27 @@ class HfxTrainer(Trainer):
             )
             self._created_lr_scheduler = True
         return super().create_scheduler(num_training_steps, optimizer)
+
+    def _load_callback_state(self) -> None:
+        """Beside the stock work, which is off by default: the evaluations that early stopping has waited for."""
+        super()._load_callback_state()
+        saved = self.state.stateful_callbacks.get("EarlyStoppingCallback", {})
+        if self.args.early_stopping_patience is not None and isinstance(saved, dict):
+            for callback in self.callback_handler.callbacks:
+                if isinstance(callback, EarlyStoppingCallback):
+                    # the patience itself is the arguments', which may have been raised to go on for longer
+                    callback.early_stopping_patience_counter = saved.get("attributes", {}).get(
+                        "early_stopping_patience_counter", 0
+                    )
+
+    def _determine_best_metric(self, metrics, trial) -> bool:
+        wanted = self.args.metric_for_best_model
+        if wanted is not None and f"eval_{wanted.removeprefix('eval_')}" not in metrics:
+            there = [name.removeprefix("eval_") for name, value in metrics.items() if isinstance(value, int | float)]
+            close = difflib.get_close_matches(wanted.removeprefix("eval_"), there, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise ValueError(f"metric_for_best_model={wanted!r}: evaluation gives {', '.join(there)}{hint}")
+        return super()._determine_best_metric(metrics, trial)
 
     def get_eval_dataloader(self, eval_dataset=None):
         if self.eval_data_collator is None:
