@@ -4,12 +4,25 @@ from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
 
+from hf_ext.training.layer_rates import check_layer_rate_decay
 from hf_ext.training.optimizers import PRECISIONS
 
 
 MATRIX_OPTIMIZERS = (None, "muon")
 # last words of metrics that are better when lower; transformers takes all but a loss to be better when higher
-LOWER_IS_BETTER = ("loss", "perplexity", "bits_per_byte", "error", "error_rate", "mse", "rmse", "mae", "wer", "cer", "ter")
+LOWER_IS_BETTER = (
+    "loss",
+    "perplexity",
+    "bits_per_byte",
+    "error",
+    "error_rate",
+    "mse",
+    "rmse",
+    "mae",
+    "wer",
+    "cer",
+    "ter",
+)
 
 
 @dataclass
@@ -43,6 +56,13 @@ class HfxTrainingArguments(TrainingArguments):
         metadata={
             "help": "With it Muon evens out the rates of a matrix's rows by a running mean of their squares with this "
             "decay (NorMuon: 0.95). Default: plain Muon."
+        },
+    )
+    layer_rate_decay: float | None = field(
+        default=None,
+        metadata={
+            "help": "Layer-wise rates: each layer's is this times the one's above it, the head's is learning_rate "
+            "(fine-tuning: 0.8 to 0.9). Default: one rate for all."
         },
     )
     z_loss_weight: float = field(
@@ -89,6 +109,8 @@ class HfxTrainingArguments(TrainingArguments):
                 )
             if not 0 <= self.muon_beta2 < 1:
                 raise ValueError(f"muon_beta2={self.muon_beta2}: must be at least 0 and below 1, or none")
+        if self.layer_rate_decay is not None:
+            check_layer_rate_decay(self.layer_rate_decay)
         if self.learning_rate < 0:
             raise ValueError(f"learning_rate={self.learning_rate}: must not be negative")
         if not 0 <= self.muon_momentum < 1:

@@ -12,6 +12,7 @@ from hf_ext.models.language_modeling_head import LanguageModelingHead
 from hf_ext.models.scored_tokens import IGNORE_INDEX
 from hf_ext.training.arguments import HfxTrainingArguments
 from hf_ext.training.balance_experts import BalanceExperts, balanced_routers
+from hf_ext.training.layer_rates import distances_to_head, set_layer_rates
 from hf_ext.training.optimizers import create_optimizer
 from hf_ext.training.schedules import SCHEDULES, create_schedule
 
@@ -40,6 +41,10 @@ class HfxTrainer(Trainer):
             self.add_callback(
                 EarlyStoppingCallback(self.args.early_stopping_patience, self.args.early_stopping_threshold)
             )
+        self._has_layer_rates = False
+        if self.args.layer_rate_decay is not None:
+            self._check_own_optimizer()
+            distances_to_head(self.model)  # refused here where there are no layers, before anything else happens
         self.is_language_model = isinstance(self._innermost_model(), LanguageModelingHead)
         if self.is_language_model:
             self.label_smoother = None  # the stock one needs the logits; ours is part of the chunked loss
@@ -60,7 +65,16 @@ class HfxTrainer(Trainer):
     def _cache_option(self, use_cache: bool) -> dict[str, bool]:
         return {"use_cache": use_cache} if hasattr(self._innermost_model().config, "use_cache") else {}
 
+    def _check_own_optimizer(self) -> None:
+        if self.optimizer is not None and not self._has_layer_rates:
+            raise ValueError(
+                f"layer_rate_decay={self.args.layer_rate_decay}: has no effect on an optimizer made elsewhere; let the "
+                "Trainer make it, or leave it out"
+            )
+
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
+        if self.args.layer_rate_decay is not None:
+            self._check_own_optimizer()
         if self.optimizer is None and self.args.matrix_optimizer is not None:
             self.optimizer = create_optimizer(
                 self.model if model is None else model,
@@ -74,7 +88,12 @@ class HfxTrainer(Trainer):
                 muon_dtype=self.args.muon_dtype,
                 muon_beta2=self.args.muon_beta2,
             )
-        return super().create_optimizer(model)
+        if self.args.layer_rate_decay is None or self._has_layer_rates:
+            return super().create_optimizer(model)
+        optimizer = super().create_optimizer(model)
+        set_layer_rates(optimizer, self.model if model is None else model, self.args.layer_rate_decay)
+        self._has_layer_rates = True
+        return optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None):
         if self.lr_scheduler is None and self.args.lr_scheduler_type.value in SCHEDULES:

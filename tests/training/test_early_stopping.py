@@ -68,7 +68,14 @@ def test_a_resumed_run_remembers_how_long_it_has_waited(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "expected"),
-    [("accuracy", True), ("loss", False), ("eval_perplexity", False), ("bits_per_byte", False), ("wer", False), ("parameter", True)],
+    [
+        ("accuracy", True),
+        ("loss", False),
+        ("eval_perplexity", False),
+        ("bits_per_byte", False),
+        ("wer", False),
+        ("parameter", True),
+    ],
 )
 def test_which_way_a_metric_is_better(tmp_path, name, expected):
     args = HfxTrainingArguments(output_dir=str(tmp_path), metric_for_best_model=name)
