@@ -68,6 +68,13 @@ class HfxTrainingArguments(TrainingArguments):
     z_loss_weight: float = field(
         default=0.0, metadata={"help": "Weight of log(Z)^2 in a language model's training loss (PaLM: 1e-4)."}
     )
+    max_non_finite_losses: int = field(
+        default=3,
+        metadata={
+            "help": "Stop after so many steps in a row whose loss or gradients are not finite; each one before is left out. "
+            "0: never stop, and take such steps."
+        },
+    )
     early_stopping_patience: int | None = field(
         default=None,
         metadata={
@@ -115,6 +122,10 @@ class HfxTrainingArguments(TrainingArguments):
             raise ValueError(f"learning_rate={self.learning_rate}: must not be negative")
         if not 0 <= self.muon_momentum < 1:
             raise ValueError(f"muon_momentum={self.muon_momentum}: must be at least 0 and below 1")
+        if self.max_non_finite_losses < 0:
+            raise ValueError(
+                f"max_non_finite_losses={self.max_non_finite_losses}: must be a number of steps, or 0 for never"
+            )
         if self.z_loss_weight < 0:
             raise ValueError(f"z_loss_weight={self.z_loss_weight}: must not be negative")
         if not 0 <= self.label_smoothing_factor < 1:

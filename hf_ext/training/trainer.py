@@ -13,6 +13,7 @@ from hf_ext.models.scored_tokens import IGNORE_INDEX
 from hf_ext.training.arguments import HfxTrainingArguments
 from hf_ext.training.balance_experts import BalanceExperts, balanced_routers
 from hf_ext.training.layer_rates import distances_to_head, set_layer_rates
+from hf_ext.training.non_finite import NonFiniteGuard
 from hf_ext.training.optimizers import create_optimizer
 from hf_ext.training.schedules import SCHEDULES, create_schedule
 
@@ -41,6 +42,9 @@ class HfxTrainer(Trainer):
             self.add_callback(
                 EarlyStoppingCallback(self.args.early_stopping_patience, self.args.early_stopping_threshold)
             )
+        self._guard = None
+        if self.args.max_non_finite_losses:
+            self._guard = NonFiniteGuard(self.args.max_non_finite_losses, self.args.output_dir, self.accelerator.reduce)
         self._has_layer_rates = False
         if self.args.layer_rate_decay is not None:
             self._check_own_optimizer()
@@ -145,6 +149,40 @@ class HfxTrainer(Trainer):
                 inputs["label_smoothing"] = self.args.label_smoothing_factor
                 inputs["z_loss_weight"] = self.args.z_loss_weight
         return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+
+    def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if self._guard is not None:
+            self._guard.add(loss)
+        return loss
+
+    def _get_grad_norm(self, model, grad_norm=None):
+        """Called once before every optimizer step; one that isn't finite gets no gradients, and so moves nothing."""
+        grad_norm = super()._get_grad_norm(model, grad_norm)
+        if self._guard is not None:
+            # a loss scaler has gradients overflow on purpose, and leaves out those steps itself
+            has_scaler = self.accelerator.scaler is not None
+            if (
+                not self._guard.is_finite(self.state.global_step + 1, None if has_scaler else grad_norm)
+                and not has_scaler
+            ):
+                model.zero_grad()
+                for router in balanced_routers(self._innermost_model()):
+                    router.expert_load.zero_()
+        return grad_norm
+
+    def log(self, logs, start_time=None) -> None:
+        if self._guard is not None and self._guard.num_skipped and "loss" in logs:
+            logs["skipped_steps"] = self._guard.num_skipped
+        super().log(logs, start_time)
+        if "loss" in logs and self.is_in_train:
+            # the stock reset is loss -= loss, which leaves a NaN a NaN in every entry to come
+            self._tr_loss.nan_to_num_(0.0, 0.0, 0.0)
+
+    def save_model(self, output_dir=None, _internal_call=False) -> None:
+        if self._guard is not None and not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            self._guard.check_weights(self.model, self.state.global_step)
+        super().save_model(output_dir, _internal_call)
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         if not (self.is_language_model and "labels" in inputs):
