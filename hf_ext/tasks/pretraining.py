@@ -20,7 +20,6 @@ from transformers import (
     AutoTokenizer,
     PretrainedConfig,
     PreTrainedTokenizerBase,
-    TrainerState,
 )
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
@@ -273,8 +272,7 @@ def steps_done(checkpoint: str | None) -> int:
 def train(trainer, checkpoint: str | None) -> dict:
     """Train, or go on, and return the metrics of the whole run; a run that is complete already keeps its own."""
     if is_complete(checkpoint, trainer.args):  # the stock Trainer would train one step more
-        trainer.model.load_state_dict(type(trainer.model).from_pretrained(checkpoint).state_dict())
-        trainer.state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
+        trainer.load_finished(checkpoint)
         saved = Path(trainer.args.output_dir) / "train_results.json"
         if saved.is_file():
             return json.loads(saved.read_text(encoding="utf-8"))

@@ -68,6 +68,16 @@ class HfxTrainingArguments(TrainingArguments):
     z_loss_weight: float = field(
         default=0.0, metadata={"help": "Weight of log(Z)^2 in a language model's training loss (PaLM: 1e-4)."}
     )
+    ema_decay: float | None = field(
+        default=None,
+        metadata={
+            "help": "Evaluate and keep an exponential moving average of the weights, which forgets so slowly (0.999). "
+            "Default: the weights themselves."
+        },
+    )
+    ema_warmup: bool = field(
+        default=True, metadata={"help": "Forget faster at first: min(ema_decay, (1 + t) / (10 + t)) at step t."}
+    )
     max_non_finite_losses: int = field(
         default=3,
         metadata={
@@ -122,6 +132,10 @@ class HfxTrainingArguments(TrainingArguments):
             raise ValueError(f"learning_rate={self.learning_rate}: must not be negative")
         if not 0 <= self.muon_momentum < 1:
             raise ValueError(f"muon_momentum={self.muon_momentum}: must be at least 0 and below 1")
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            raise ValueError(f"ema_decay={self.ema_decay}: must be above 0 and below 1, or none")
+        if self.ema_decay is None and not self.ema_warmup:
+            raise ValueError("ema_warmup=False: has no effect without ema_decay; set it or leave this out")
         if self.max_non_finite_losses < 0:
             raise ValueError(
                 f"max_non_finite_losses={self.max_non_finite_losses}: must be a number of steps, or 0 for never"

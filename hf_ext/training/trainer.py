@@ -3,9 +3,12 @@
 import copy
 import difflib
 import math
+from contextlib import nullcontext
+from pathlib import Path
 
 import torch
-from transformers import EarlyStoppingCallback, Trainer
+from transformers import EarlyStoppingCallback, Trainer, TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_pt_utils import nested_detach
 
 from hf_ext.models.language_modeling_head import LanguageModelingHead
@@ -16,6 +19,7 @@ from hf_ext.training.layer_rates import distances_to_head, set_layer_rates
 from hf_ext.training.non_finite import NonFiniteGuard
 from hf_ext.training.optimizers import create_optimizer
 from hf_ext.training.schedules import SCHEDULES, create_schedule
+from hf_ext.training.weight_average import AverageWeights, WeightAverage
 
 
 class HfxTrainer(Trainer):
@@ -42,6 +46,15 @@ class HfxTrainer(Trainer):
             self.add_callback(
                 EarlyStoppingCallback(self.args.early_stopping_patience, self.args.early_stopping_threshold)
             )
+        self.average: WeightAverage | None = None  # while training
+        self.resumed_from: str | None = None
+        self.has_best_weights = self._has_dropped_step = False
+        if self.args.ema_decay is not None:
+            if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+                raise ValueError(
+                    f"ema_decay={self.args.ema_decay}: not for weights sharded by FSDP or DeepSpeed; leave it out"
+                )
+            self.add_callback(AverageWeights(self))
         self._guard = None
         if self.args.max_non_finite_losses:
             self._guard = NonFiniteGuard(self.args.max_non_finite_losses, self.args.output_dir, self.accelerator.reduce)
@@ -162,14 +175,52 @@ class HfxTrainer(Trainer):
         if self._guard is not None:
             # a loss scaler has gradients overflow on purpose, and leaves out those steps itself
             has_scaler = self.accelerator.scaler is not None
-            if (
-                not self._guard.is_finite(self.state.global_step + 1, None if has_scaler else grad_norm)
-                and not has_scaler
-            ):
+            finite = self._guard.is_finite(self.state.global_step + 1, None if has_scaler else grad_norm)
+            self._has_dropped_step = not finite and not has_scaler
+            if self._has_dropped_step:
                 model.zero_grad()
                 for router in balanced_routers(self._innermost_model()):
                     router.expert_load.zero_()
         return grad_norm
+
+    @property
+    def step_was_skipped(self) -> bool:
+        """Whether the last optimizer step moved nothing: not finite, or dropped by a loss scaler."""
+        return self._has_dropped_step or self.accelerator.optimizer_step_was_skipped
+
+    def train(self, *args, **kwargs):
+        self.resumed_from, self.has_best_weights = None, False
+        return super().train(*args, **kwargs)
+
+    def _load_optimizer_and_scheduler(self, checkpoint) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        self.resumed_from = checkpoint
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        self.has_best_weights = True
+        self._load_average(self.state.best_model_checkpoint)
+
+    def _load_average(self, checkpoint: str) -> None:
+        """Where there is an average, it is what counts of a checkpoint."""
+        if self.args.ema_decay is not None:
+            average = self.average or WeightAverage(self.model, self.args.ema_decay)
+            average.load(checkpoint)
+            average.copy_to_model()
+
+    def load_finished(self, checkpoint: str) -> None:
+        """Take over a run that has nothing left to train: its state, and the weights that it kept (the best, the average).
+
+        Args:
+            checkpoint: its last.
+        """
+        self.state = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME))
+        best = self.state.best_model_checkpoint
+        if self.args.load_best_model_at_end and best is not None and Path(best).is_dir():
+            self._load_best_model()
+        else:
+            self._load_from_checkpoint(checkpoint)
+            self._load_average(checkpoint)
 
     def log(self, logs, start_time=None) -> None:
         if self._guard is not None and self._guard.num_skipped and "loss" in logs:
@@ -182,7 +233,11 @@ class HfxTrainer(Trainer):
     def save_model(self, output_dir=None, _internal_call=False) -> None:
         if self._guard is not None and not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
             self._guard.check_weights(self.model, self.state.global_step)
-        super().save_model(output_dir, _internal_call)
+        is_checkpoint = _internal_call
+        with nullcontext() if self.average is None or is_checkpoint else self.average.in_place():
+            super().save_model(output_dir, _internal_call)
+        if self.average is not None and is_checkpoint and self.args.should_save:
+            self.average.save(output_dir)  # a checkpoint has the weights themselves, to go on from exactly
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         if not (self.is_language_model and "labels" in inputs):
@@ -206,7 +261,8 @@ class HfxTrainer(Trainer):
         # total negative log-likelihood (nats) and tokens; fp64, so that the order of the batches doesn't show
         self._evaluated = torch.zeros(2, dtype=torch.float64)
         # a data loader takes a draw whenever it begins; without this, objectives that draw would train otherwise for it
-        with torch.random.fork_rng(devices=[], enabled=self.eval_data_collator is not None):
+        draws = torch.random.fork_rng(devices=[], enabled=self.eval_data_collator is not None)
+        with draws, nullcontext() if self.average is None else self.average.in_place():
             output = super().evaluation_loop(
                 dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
             )
