@@ -1,10 +1,11 @@
 """What can be set about a training run, on top of transformers' own TrainingArguments."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from transformers import TrainingArguments
 
 from hf_ext.training.layer_rates import check_layer_rate_decay
+from hf_ext.training.length_grouped_batches import COSTS
 from hf_ext.training.optimizers import PRECISIONS
 
 
@@ -78,6 +79,22 @@ class HfxTrainingArguments(TrainingArguments):
     ema_warmup: bool = field(
         default=True, metadata={"help": "Forget faster at first: min(ema_decay, (1 + t) / (10 + t)) at step t."}
     )
+    tokens_per_batch: int | None = field(
+        default=None,
+        metadata={
+            "help": "Batches of rows of like length, as many as so many tokens hold, both sides of pairs counted; in place "
+            "of per_device_train_batch_size, and like it of one device before accumulation."
+        },
+    )
+    tokens_per_batch_cost: str = field(
+        default="padded",
+        metadata={
+            "help": "What tokens_per_batch counts: padded (rows times the longest) or real (without the padding)."
+        },
+    )
+    length_pool_size: int = field(
+        default=8192, metadata={"help": "Rows drawn at random, among which batches of like length are made."}
+    )
     max_non_finite_losses: int = field(
         default=3,
         metadata={
@@ -148,6 +165,7 @@ class HfxTrainingArguments(TrainingArguments):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
         _check_early_stopping(self)
+        _check_token_batches(self)
         metric = self.metric_for_best_model
         if self.greater_is_better is None and metric is not None:
             self.greater_is_better = not f"_{metric}".endswith(tuple(f"_{name}" for name in LOWER_IS_BETTER))
@@ -178,3 +196,31 @@ def _check_early_stopping(args: HfxTrainingArguments) -> None:
             f"early_stopping_patience={patience}: the model kept would be the last, {patience} evaluations past the best; "
             "set load_best_model_at_end: true"
         )
+
+
+def _check_token_batches(args: HfxTrainingArguments) -> None:
+    def default(name: str):
+        return next(f.default for f in fields(args) if f.name == name)
+
+    if args.tokens_per_batch is None:
+        for name in ("tokens_per_batch_cost", "length_pool_size"):
+            if getattr(args, name) != default(name):
+                raise ValueError(
+                    f"{name}={getattr(args, name)!r}: has no effect without tokens_per_batch; set it or leave this out"
+                )
+        return
+    for name in ("tokens_per_batch", "length_pool_size"):
+        if getattr(args, name) < 1:
+            raise ValueError(f"{name}={getattr(args, name)}: must be at least 1")
+    if args.tokens_per_batch_cost not in COSTS:
+        raise ValueError(f"tokens_per_batch_cost={args.tokens_per_batch_cost!r}: must be {' or '.join(COSTS)}")
+    for name in (
+        "per_device_train_batch_size",
+        "auto_find_batch_size",
+        "dataloader_drop_last",
+        "train_sampling_strategy",
+    ):
+        if getattr(args, name) != default(name):
+            raise ValueError(
+                f"{name}={getattr(args, name)!r}: has no effect with tokens_per_batch; leave one of them out"
+            )

@@ -4,18 +4,31 @@ import copy
 import difflib
 import math
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
+import datasets
 import torch
+from accelerate.data_loader import prepare_data_loader
+from torch.utils.data import DataLoader, IterableDataset
 from transformers import EarlyStoppingCallback, Trainer, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_pt_utils import nested_detach
+from transformers.trainer_utils import seed_worker
 
 from hf_ext.models.language_modeling_head import LanguageModelingHead
 from hf_ext.models.scored_tokens import IGNORE_INDEX
 from hf_ext.training.arguments import HfxTrainingArguments
 from hf_ext.training.balance_experts import BalanceExperts, balanced_routers
 from hf_ext.training.layer_rates import distances_to_head, set_layer_rates
+from hf_ext.training.length_grouped_batches import (
+    SetEpoch,
+    TokenBatchSampler,
+    TokenBatchStream,
+    dataset_lengths,
+    length_columns,
+    row_lengths,
+)
 from hf_ext.training.non_finite import NonFiniteGuard
 from hf_ext.training.optimizers import create_optimizer
 from hf_ext.training.schedules import SCHEDULES, create_schedule
@@ -58,6 +71,7 @@ class HfxTrainer(Trainer):
         self._guard = None
         if self.args.max_non_finite_losses:
             self._guard = NonFiniteGuard(self.args.max_non_finite_losses, self.args.output_dir, self.accelerator.reduce)
+        self._token_sampler: TokenBatchSampler | None = None
         self._has_layer_rates = False
         if self.args.layer_rate_decay is not None:
             self._check_own_optimizer()
@@ -144,6 +158,74 @@ class HfxTrainer(Trainer):
             hint = f"; did you mean {close[0]!r}?" if close else ""
             raise ValueError(f"metric_for_best_model={wanted!r}: evaluation gives {', '.join(there)}{hint}")
         return super()._determine_best_metric(metrics, trial)
+
+    def get_train_dataloader(self) -> DataLoader:
+        return super().get_train_dataloader() if self.args.tokens_per_batch is None else self._token_batches()
+
+    def _token_batches(self) -> DataLoader:
+        """Batches of `tokens_per_batch`; each process makes its own share, so that accelerate has nothing to split."""
+        dataset, args = self.train_dataset, self.args
+        if dataset is None:
+            raise ValueError(f"tokens_per_batch={args.tokens_per_batch}: there is no train_dataset")
+        if self.get_tp_size() * self.get_cp_size() * self.get_sp_size() > 1:
+            raise ValueError(
+                f"tokens_per_batch={args.tokens_per_batch}: for data parallelism only, not for rows that several processes "
+                "share; leave it out"
+            )
+        is_stream = isinstance(dataset, IterableDataset)
+        first = next(iter(dataset), {}) if is_stream else dataset[0] if len(dataset) else {}
+        columns = length_columns(
+            list(first),
+            length_column=args.length_column_name,
+            is_pair=bool(getattr(getattr(self._innermost_model(), "config", None), "is_encoder_decoder", False)),
+        )
+        options = {
+            "tokens_per_batch": args.tokens_per_batch,
+            "cost": args.tokens_per_batch_cost,
+            "pool_size": args.length_pool_size,
+            "seed": args.seed if args.data_seed is None else args.data_seed,
+            "num_processes": args.world_size,
+            "process_index": args.process_index,
+        }
+        collator = self.data_collator
+        if is_stream:
+            dataset = TokenBatchStream(dataset, partial(row_lengths, columns=columns), **options)
+            batches = {"batch_size": None}
+        else:
+            self._token_sampler = TokenBatchSampler(dataset_lengths(dataset, columns), **options)
+            self.remove_callback(SetEpoch)  # that of an earlier call
+            self.add_callback(SetEpoch(self._token_sampler))
+            batches = {"batch_sampler": self._token_sampler}
+        if isinstance(dataset, datasets.Dataset):
+            dataset = self._remove_unused_columns(dataset, description="Training")
+        else:
+            collator = self._get_collator_with_removed_columns(collator, description="Training")
+        loader = DataLoader(
+            dataset,
+            collate_fn=collator,
+            num_workers=args.dataloader_num_workers,
+            pin_memory=args.dataloader_pin_memory,
+            persistent_workers=args.dataloader_persistent_workers,
+            multiprocessing_context=args.dataloader_multiprocessing_context,
+            prefetch_factor=args.dataloader_prefetch_factor,
+            worker_init_fn=partial(seed_worker, num_workers=args.dataloader_num_workers, rank=args.process_index),
+            **batches,
+        )
+        return prepare_data_loader(
+            loader,
+            self.accelerator.device,
+            num_processes=1,
+            process_index=0,
+            put_on_device=True,
+            dispatch_batches=False,
+        )
+
+    def get_total_train_batch_size(self, args) -> int:
+        """Rows an optimizer step; of batches by tokens, their mean."""
+        if self._token_sampler is None:
+            return super().get_total_train_batch_size(args)
+        sampler = self._token_sampler
+        return round(len(sampler.lengths) / len(sampler) * args.gradient_accumulation_steps)
 
     def get_eval_dataloader(self, eval_dataset=None):
         if self.eval_data_collator is None:

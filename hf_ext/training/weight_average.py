@@ -3,7 +3,7 @@
     average ← d average + (1 - d) weights,   d = min(decay, (1 + t) / (10 + t)) with t updates before this one
 
 after every optimizer step: Polyak & Juditsky 1992, "Acceleration of stochastic approximation by averaging", in the form of
-Morales-Brotons et al. 2024, arXiv 2411.18704, eq. 1. Without the warm-up, d = decay from the start, the initial weights stay
+Morales-Brotons et al. 2024, arXiv 2411.18704. Without the warm-up, d = decay from the start, the initial weights stay
 in it for 1 / (1 - decay) steps.
 """
 

@@ -91,7 +91,7 @@ def main(argv: list[str]) -> None:
         before = sample["prompt"] if objective.kind == "causal" else ""
         print(f"\n--- {sample['prompt']!r}\n{before}{sample['text']}")
 
-    seen = trainer.state.global_step * training.train_batch_size * training.gradient_accumulation_steps * row_length
+    seen = trainer.state.global_step * trainer.get_total_train_batch_size(training) * row_length
     facts = RunFacts(
         title=output.name,
         summary=f"A `{config.model_type}` of {model.num_parameters() / 1e6:.2f}M parameters, trained from scratch.",
@@ -104,7 +104,7 @@ def main(argv: list[str]) -> None:
         training={
             "steps": f"{trainer.state.global_step:,}",
             "objective": objective.name,
-            "tokens seen": f"{seen * training.world_size:,}",
+            "tokens seen": f"{seen:,}",
             "training loss": f"{metrics['train_loss']:.4f}",
             "seconds": f"{metrics['train_runtime']:.0f}" if "train_runtime" in metrics else "not known",
             "optimizer": f"{training.matrix_optimizer or training.optim}, learning rate {training.learning_rate:g}",
