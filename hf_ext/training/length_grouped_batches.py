@@ -18,7 +18,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset
 from torch.utils.data import IterableDataset, Sampler, get_worker_info
-from transformers import TrainerCallback
 
 
 COSTS = ("padded", "real")
@@ -224,13 +223,3 @@ def dataset_lengths(dataset, columns: Sequence[str]) -> np.ndarray:
 
 def _lengths(column: pa.ChunkedArray) -> np.ndarray:
     return (column if pa.types.is_integer(column.type) else pc.list_value_length(column)).to_numpy()
-
-
-class SetEpoch(TrainerCallback):
-    """Tells a sampler which epoch begins; the stock loop doesn't reach one that a resume or several processes wrap twice."""
-
-    def __init__(self, sampler: TokenBatchSampler):
-        self.sampler = sampler
-
-    def on_epoch_begin(self, args, state, control, **kwargs):
-        self.sampler.set_epoch(int(state.epoch or 0))

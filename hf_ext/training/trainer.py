@@ -22,7 +22,6 @@ from hf_ext.training.arguments import HfxTrainingArguments
 from hf_ext.training.balance_experts import BalanceExperts, balanced_routers
 from hf_ext.training.layer_rates import distances_to_head, set_layer_rates
 from hf_ext.training.length_grouped_batches import (
-    SetEpoch,
     TokenBatchSampler,
     TokenBatchStream,
     dataset_lengths,
@@ -193,8 +192,6 @@ class HfxTrainer(Trainer):
             batches = {"batch_size": None}
         else:
             self._token_sampler = TokenBatchSampler(dataset_lengths(dataset, columns), **options)
-            self.remove_callback(SetEpoch)  # that of an earlier call
-            self.add_callback(SetEpoch(self._token_sampler))
             batches = {"batch_sampler": self._token_sampler}
         if isinstance(dataset, datasets.Dataset):
             dataset = self._remove_unused_columns(dataset, description="Training")
