@@ -108,6 +108,12 @@ def test_distances_are_those_of_the_table(case):
     assert {name: distances[p] for name, p in model.named_parameters()} == expected_distances(model, table)
 
 
+def test_embeddings_that_are_one_module_of_two_stacks_count_from_the_deeper():
+    model = CASES["our encoder-decoder, stacks of 1 and 2"][0]()
+    model.model.decoder.embed_tokens = model.model.encoder.embed_tokens
+    assert distances_to_head(model)[model.model.encoder.embed_tokens.weight] == 3
+
+
 @pytest.mark.parametrize("muon", [False, True])
 def test_groups_are_cut_by_layer_and_the_schedule_scales_them(tmp_path, muon):
     arguments = {"matrix_optimizer": "muon", "matrix_learning_rate": 5e-2} if muon else {}
