@@ -20,6 +20,8 @@ from pathlib import Path
 import yaml
 from huggingface_hub.errors import StrictDataclassError
 
+from hf_ext.training.non_finite import NonFiniteError
+
 
 class RecipeError(ValueError):
     """A recipe or command line that can't be meant; the message is one line."""
@@ -103,7 +105,7 @@ def load_recipe(argv: list[str], sections: Mapping[str, type]) -> Recipe:
 
 
 def run_recipe_main(main: Callable[[list[str]], None]) -> None:
-    """Run a script's main; a user's mistake is one line on stderr and exit code 2.
+    """Run a script's main; a user's mistake is one line on stderr and exit code 2, a loss that isn't finite code 3.
 
     `--traceback`, or HF_EXT_TRACEBACK=1, shows where it was noticed.
     """
@@ -115,6 +117,9 @@ def run_recipe_main(main: Callable[[list[str]], None]) -> None:
     except KeyboardInterrupt:
         print("\ninterrupted; --resume goes on from the last checkpoint", file=sys.stderr)
         raise SystemExit(130) from None
+    except NonFiniteError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(3) from None
     except (ValueError, StrictDataclassError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         raise SystemExit(2) from None

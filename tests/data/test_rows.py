@@ -53,7 +53,11 @@ def test_splits_limits_and_formats(tmp_path):
 
 
 def test_texts_in_parallel(tmp_path):
-    for name, lines in (("a.en", ["one", "two", "", "four"]), ("a.de", ["eins", "zwei", "", "vier"]), ("b.de", ["nur"])):
+    for name, lines in (
+        ("a.en", ["one", "two", "", "four"]),
+        ("a.de", ["eins", "zwei", "", "vier"]),
+        ("b.de", ["nur"]),
+    ):
         (tmp_path / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
     files = {"source": str(tmp_path / "a.en"), "target": str(tmp_path / "a.de")}
     arguments = RowArguments(data_files={"train": files, "val": files}, validation_split="val")
@@ -79,7 +83,10 @@ def test_texts_in_parallel(tmp_path):
         ({"dataset_name": "a", "test_split": "train"}, "is named twice"),
         ({"dataset_name": "a", "max_test_rows": 3}, "has no effect without test_split"),
         ({"dataset_name": "a", "max_train_rows": 0}, "must be a whole number from 1"),
-        ({"dataset_name": "a", "validation_split": "v", "validation_fraction": 0.1}, "has no effect with validation_split"),
+        (
+            {"dataset_name": "a", "validation_split": "v", "validation_fraction": 0.1},
+            "has no effect with validation_split",
+        ),
     ],
 )
 def test_nonsense_is_refused(given, message):
