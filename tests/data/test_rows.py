@@ -103,7 +103,7 @@ def test_missing_columns_and_rows_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"'sentense' .*; did you mean 'sentence'\?"):
         load_rows(RowArguments(data_files=path, columns={"text": "sentense"}), ("text", "label"))
     one = write(tmp_path, "one.jsonl", ROWS[:1])
-    with pytest.raises(ValueError, match="no rows for (train|validation); give more rows"):
+    with pytest.raises(ValueError, match=r"no rows for (train|validation); give more rows"):
         load_rows(RowArguments(data_files=one), None)
-    with pytest.raises(FileNotFoundError, match="'nowhere.jsonl' does not exist"):
+    with pytest.raises(FileNotFoundError, match=r"'nowhere\.jsonl' does not exist"):
         load_rows(RowArguments(data_files="nowhere.jsonl"), None)
