@@ -227,7 +227,12 @@ class Run:
             RuntimeError: the saved model computes something else.
         """
         if self.is_main:
-            draw_loss_curve(trainer.state.log_history, self.output / "loss.png")
+            draw_loss_curve(
+                trainer.state.log_history,
+                self.output / "loss.png",
+                best_step=trainer.state.best_global_step,
+                unit="nats a token" if trainer.is_language_model else "nats",
+            )
             model = trained_model(trainer)
             model_card(model, self.output, facts).save(self.output / "README.md")
             if self.adapter.quantize is None:  # else what is saved is an adapter, to weights that aren't quantized

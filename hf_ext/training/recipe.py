@@ -19,6 +19,7 @@ from pathlib import Path
 
 import yaml
 from huggingface_hub.errors import StrictDataclassError
+from tqdm import tqdm
 
 from hf_ext.training.non_finite import NonFiniteError
 
@@ -131,13 +132,13 @@ def run_recipe_main(main: Callable[[list[str]], None]) -> None:
     try:
         main(argv)
     except KeyboardInterrupt:
-        print("\ninterrupted; --resume goes on from the last checkpoint", file=sys.stderr)
+        tqdm.write("interrupted; --resume goes on from the last checkpoint", file=sys.stderr)
         raise SystemExit(130) from None
     except NonFiniteError as error:
-        print(f"error: {error}", file=sys.stderr)
+        tqdm.write(f"error: {error}", file=sys.stderr)
         raise SystemExit(3) from None
     except (ValueError, StrictDataclassError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        tqdm.write(f"error: {' '.join(str(error).split())}", file=sys.stderr)  # on a line of its own, below the bars
         raise SystemExit(2) from None
 
 

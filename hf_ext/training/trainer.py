@@ -339,6 +339,11 @@ class HfxTrainer(Trainer):
         if self.average is not None and is_checkpoint and self.args.should_save:
             self.average.save(output_dir)  # a checkpoint has the weights themselves, to go on from exactly
 
+    def create_model_card(self, *args, **kwargs) -> None:
+        """The stock card, unless there is one: a recipe's says more, and a push must not write over it."""
+        if not (Path(self.args.output_dir) / "README.md").is_file():
+            super().create_model_card(*args, **kwargs)
+
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         if not (self.is_language_model and "labels" in inputs):
             return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
