@@ -69,7 +69,9 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, weight, bias):
-        ctx.save_for_backward(x, weight)
+        wants_x, wants_weight, _ = ctx.needs_input_grad
+        # under an adapter most weights are frozen, and what went into them isn't needed again
+        ctx.save_for_backward(x if wants_weight else None, weight if wants_x else None)
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
     @staticmethod
