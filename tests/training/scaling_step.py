@@ -20,19 +20,25 @@ from hf_ext.training.scaling.fake_model import HEADS, fake_batch, find_head
 from hf_ext.training.scaling.memory import PRECISIONS
 
 
-def measure(config, batch_size, length, precision="fp32", optimizer="adamw", checkpointing=False, **options) -> dict:
+def measure(config, batch_size, length, precision="fp32", optimizer="adamw", checkpointing=False, lora=None, **options):
     """Bytes of the parts of a step, and of all at its fullest."""
     torch.manual_seed(0)
     kind, head = PRECISIONS[precision], find_head(config)
     model = HEADS[head].from_config(config, dtype=kind.weights).train()
+    if lora is not None:
+        from peft import LoraConfig, get_peft_model
+
+        model = get_peft_model(model, LoraConfig(**lora))
     if checkpointing:
+        if lora is not None:
+            model.enable_input_require_grads()
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     batch = fake_batch(model, head, batch_size, length, labels=True, **options)
     batch = {k: torch.randint_like(v, 5, 50) if torch.is_tensor(v) else v for k, v in batch.items()}
     if optimizer == "muon":
         stepper = create_optimizer(model, name="muon", learning_rate=1e-3)
     else:
-        stepper = torch.optim.AdamW(model.parameters(), fused=True)
+        stepper = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], fused=True)
 
     def forward():
         with torch.autocast("cpu", dtype=kind.autocast or torch.bfloat16, enabled=kind.autocast is not None):

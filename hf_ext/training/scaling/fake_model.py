@@ -101,6 +101,13 @@ def fake_tensors() -> Iterator[None]:
             f"config: its model looks at values ({error.func}), which a model without memory doesn't have; "
             "choose another attn_implementation or head"
         ) from error
+    except RuntimeError as error:
+        if "BF16" not in str(error):
+            raise
+        raise ValueError(
+            "precision: this model's experts call grouped products, whose shapes torch knows in bf16 only; set bf16 or "
+            "bf16_master"
+        ) from error
     finally:
         logging.set_verbosity(verbosity)
         for (module, name), function in zip(asked, before, strict=True):

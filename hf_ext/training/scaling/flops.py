@@ -110,6 +110,9 @@ def count_flops(
 ) -> FlopCount:
     """FLOPs of a row of `length` tokens.
 
+    Attention is counted by what it shows wherever a model calls it through transformers' interface or torch's own function;
+    of one that multiplies its scores itself, such as BLOOM's, all pairs are counted, as it computes them.
+
     Args:
         length: T. source_length: of an encoder-decoder, the encoder's; default T.
         head: see `fake_model.find_head`.
