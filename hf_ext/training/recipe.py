@@ -76,7 +76,7 @@ def load_recipe(argv: list[str], sections: Mapping[str, type]) -> Recipe:
             f"command line: {len(paths)} recipes given ({', '.join(paths) or 'none'}); name one YAML file"
         )
     path = Path(paths[0])
-    given = _read_yaml(path)
+    given = read_yaml(path)
     for name in given:
         if name not in sections:
             raise RecipeError(f"{path}: no section {name!r}{_nearest(name, sections)}")
@@ -205,7 +205,8 @@ _Loader.add_implicit_resolver(
 )
 
 
-def _read_yaml(path: Path) -> dict:
+def read_yaml(path: Path) -> dict:
+    """A recipe as it is written, section by section; RecipeError where it is none."""
     if not path.is_file():
         beside = sorted(p.name for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
         there = f"; there are {', '.join(beside)}" if beside else ""
