@@ -57,7 +57,8 @@ def load_recipe(argv: list[str], sections: Mapping[str, type]) -> Recipe:
 
     Args:
         argv: the YAML's path, then `--section.field value`, `--field value` where one section alone has it, or with `=`;
-            a boolean field needs no value. Also `--resume [auto | PATH]` and `--help`.
+            a boolean field needs no value; or `--section '{field: value, …}'` for a whole section in place of the YAML's.
+            Also `--resume [auto | PATH]` and `--help`.
         sections: name -> dataclass, or `dict` for a mapping that the caller checks.
 
     Raises:
@@ -79,9 +80,7 @@ def load_recipe(argv: list[str], sections: Mapping[str, type]) -> Recipe:
     values = {name: dict(given.get(name) or {}) for name in sections}
     hints = {name: _field_types(kind) for name, kind in sections.items()}
     for name, section in values.items():
-        if hints[name] is not None:
-            for field, value in section.items():
-                section[field] = _coerce(value, _field_type(name, field, hints), f"{name}.{field}")
+        values[name] = _coerce_section(name, section, hints)
 
     resume = None
     for key, raw in options:
@@ -89,6 +88,9 @@ def load_recipe(argv: list[str], sections: Mapping[str, type]) -> Recipe:
             if raw == "":
                 raise RecipeError("--resume='': names no checkpoint; give its path, auto, or no value at all")
             resume = True if raw is None else raw
+            continue
+        if key in hints:
+            values[key] = _read_section(key, raw, hints)
             continue
         name, field = _locate(key, hints)
         if raw is None and (hints[name] is None or not _accepts(bool, hints[name][field])):
@@ -124,6 +126,7 @@ def describe(sections: Mapping[str, type]) -> str:
     """The help: every section's fields with type, default and meaning."""
     lines = [
         "usage: train.py RECIPE.yaml [--section.field VALUE ...] [--resume [auto | CHECKPOINT]] [--traceback]",
+        "  --section '{field: VALUE, ...}' gives a whole section in place of the YAML's",
         "  --resume goes on from the last checkpoint, and fails where there is none; auto starts anew there",
     ]
     for name, kind in sections.items():
@@ -180,6 +183,23 @@ class _Loader(yaml.SafeLoader):
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9][0-9_]*(?:\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
 )
+
+
+def _read_section(name: str, raw: str | None, hints: dict) -> dict:
+    """A whole section of the command line."""
+    section = None if raw is None else _parse(raw, name)
+    if not isinstance(section, dict):
+        given = f"--{name}" if raw is None else f"--{name}={raw!r}"
+        raise RecipeError(f"{given}: must be a mapping such as '{{field: value}}', for a field write --{name}.field")
+    return _coerce_section(name, section, hints)
+
+
+def _coerce_section(name: str, section: dict, hints: dict) -> dict:
+    if hints[name] is None:
+        return section
+    return {
+        field: _coerce(value, _field_type(name, field, hints), f"{name}.{field}") for field, value in section.items()
+    }
 
 
 def _read_yaml(path: Path) -> dict:
