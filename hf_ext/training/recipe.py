@@ -83,9 +83,7 @@ def load_recipe(argv: list[str], sections: Mapping[str, type]) -> Recipe:
     values = {name: dict(given.get(name) or {}) for name in sections}
     hints = {name: _field_types(kind) for name, kind in sections.items()}
     for name, section in values.items():
-        if hints[name] is not None:
-            for field, value in section.items():
-                section[field] = _coerce(value, _field_type(name, field, hints), f"{name}.{field}")
+        values[name] = _coerce_section(name, section, hints)
 
     resume = None
     for key, raw in options:
@@ -113,9 +111,12 @@ def _whole_section(name: str, raw: str | None, hints: dict) -> dict:
     """A section given as one: it takes the place of the recipe's."""
     section = None if raw is None else _parse(raw, name)
     if not isinstance(section, dict):
-        raise RecipeError(
-            f"--{name}: is a section; give a mapping, --{name} '{{field: value}}', or --{name}.field value"
-        )
+        given = f"--{name}" if raw is None else f"--{name}={raw!r}"
+        raise RecipeError(f"{given}: must be a mapping such as '{{field: value}}'; for a field write --{name}.field")
+    return _coerce_section(name, section, hints)
+
+
+def _coerce_section(name: str, section: dict, hints: dict) -> dict:
     if hints[name] is None:
         return section
     return {f: _coerce(value, _field_type(name, f, hints), f"{name}.{f}") for f, value in section.items()}
