@@ -17,7 +17,7 @@ FLOORS = [
     {"models"},
     {"registry"},
     {"interop"},
-    {"data", "objectives"},
+    {"data", "objectives", "metrics"},
     {"training"},
     {"hub"},
     {"tasks"},

@@ -1,7 +1,9 @@
+from hf_ext.data.files import resolve_data_files
 from hf_ext.data.packing import PACKING_STRATEGIES, pack_dataset, pack_documents, utf8_bytes
 from hf_ext.data.pair_packing import pack_pairs
 from hf_ext.data.python_library import PYTHON_LIBRARY, PYTHON_LIBRARY_LICENSE, iter_python_library
-from hf_ext.data.sources import DataArguments, load_documents, resolve_data_files
+from hf_ext.data.rows import RowArguments, load_rows
+from hf_ext.data.sources import DataArguments, load_documents
 from hf_ext.data.tokenizer_training import TOKENIZER_KINDS, train_tokenizer
 
 
@@ -11,8 +13,10 @@ __all__ = [
     "PYTHON_LIBRARY_LICENSE",
     "TOKENIZER_KINDS",
     "DataArguments",
+    "RowArguments",
     "iter_python_library",
     "load_documents",
+    "load_rows",
     "pack_dataset",
     "pack_documents",
     "pack_pairs",

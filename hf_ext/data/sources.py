@@ -1,16 +1,12 @@
 """Where the documents come from: the Hub, local files, or the text that comes with Python."""
 
-import codecs
-import difflib
-import glob
 import hashlib
 from dataclasses import dataclass, field
-from pathlib import Path
 
-from datasets import Dataset, Features, IterableDataset, Value, load_dataset
-from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
+from datasets import Dataset, Features, IterableDataset, Value
 from transformers.utils import logging
 
+from hf_ext.data.files import load_files, load_from_hub, unreadable
 from hf_ext.data.python_library import PYTHON_LIBRARY, iter_python_library, python_library_fingerprint
 
 
@@ -18,14 +14,6 @@ logger = logging.get_logger(__name__)
 
 SAMPLE_BY = ("document", "line", "paragraph")
 HELD_OUT = ("documents", "ends")
-# Format of a file name's ending -> loader of `datasets` and its options.
-_FORMATS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".tsv": "tsv", ".parquet": "parquet", ".txt": "text"}
-_LOADERS = {"json": "json", "csv": "csv", "tsv": "csv", "parquet": "parquet", "text": "text"}
-# Empty cells stay empty text, and a document "NA" stays itself. A tsv has no quoting: a quotation mark is text.
-_LOADER_OPTIONS = {"csv": {"keep_default_na": False}, "tsv": {"keep_default_na": False, "sep": "\t", "quoting": 3}}
-# A stream may be larger than what can be read before step 1; of each of its files this much is checked to be UTF-8.
-_STREAMING_CHECK_BYTES = 64 * 2**20
-_BLOCK_BYTES = 2**20
 
 
 @dataclass
@@ -172,11 +160,11 @@ def load_documents(
         ValueError: files that cannot be read, a missing column, or no documents on either side.
     """
     if arguments.data_files is not None:
-        raw = _load_files(arguments)
+        raw = load_files(arguments)
     elif arguments.dataset_name == PYTHON_LIBRARY:
         raw = {arguments.train_split: _load_python_library(arguments)}
     else:
-        raw = _load_from_hub(arguments)
+        raw = load_from_hub(arguments)
 
     splits = {split: _keep_text(dataset, split, arguments) for split, dataset in raw.items()}
     if arguments.validation_split is not None:
@@ -204,123 +192,6 @@ def load_documents(
     return train, validation
 
 
-def resolve_data_files(arguments: DataArguments) -> dict[str, list[str]]:
-    """Files of each split, sorted within a pattern; every check that needs no loader is made here.
-
-    Raises:
-        FileNotFoundError: a path or pattern without a file.
-        ValueError: an unknown or mixed format, only empty files, or text that is not UTF-8 (with its byte offset).
-    """
-    per_split = arguments.data_files
-    if not isinstance(per_split, dict):
-        per_split = {arguments.train_split: per_split}
-    files = {}
-    for split, patterns in per_split.items():
-        patterns = [patterns] if isinstance(patterns, str) else list(patterns or [])
-        if not patterns:
-            raise ValueError(f"data_files: split '{split}' names no file; give it one or remove it")
-        files[split] = list(dict.fromkeys(path for pattern in patterns for path in _match(str(pattern))))
-
-    file_format = _common_format(files)
-    if arguments.column_names is not None and file_format not in ("csv", "tsv"):
-        raise ValueError(f"column_names: {arguments.column_names} is for csv and tsv files, these are {file_format}")
-    if arguments.sample_by != "document" and file_format != "text":
-        raise ValueError(f"sample_by: '{arguments.sample_by}' is for txt files, these are {file_format}; leave it out")
-    for split, paths in files.items():
-        not_empty = [path for path in paths if Path(path).stat().st_size > 0]
-        if not not_empty:
-            raise ValueError(f"data_files: {_shorten(paths)} of split '{split}' is empty; give files with documents")
-        if len(not_empty) < len(paths):
-            logger.warning(f"data_files: {len(paths) - len(not_empty)} empty files of split '{split}' left out")
-        files[split] = not_empty
-        if file_format != "parquet":
-            for path in not_empty:
-                _check_utf8(path, _STREAMING_CHECK_BYTES if arguments.streaming else None)
-    return files
-
-
-def _match(pattern: str) -> list[str]:
-    path = Path(pattern).expanduser()
-    if path.is_file():
-        return [str(path)]
-    if path.is_dir():
-        raise FileNotFoundError(f"data_files: '{pattern}' is a folder; name its files, such as '{pattern}/*.txt'")
-    matches = sorted(match for match in glob.glob(str(path), recursive=True) if Path(match).is_file())
-    if not matches:
-        problem = "matches no file" if glob.has_magic(pattern) else "does not exist"
-        raise FileNotFoundError(f"data_files: '{pattern}' {problem}; paths are local and relative to {Path.cwd()}")
-    return matches
-
-
-def _common_format(files: dict[str, list[str]]) -> str:
-    formats = {}
-    for path in (path for paths in files.values() for path in paths):
-        suffix = Path(path).suffix.lower()
-        if suffix not in _FORMATS:
-            raise ValueError(f"data_files: '{path}' ends in '{suffix}', known are {', '.join(_FORMATS)}; convert it")
-        formats.setdefault(_FORMATS[suffix], path)
-    if len(formats) > 1:
-        examples = ", ".join(f"{file_format} ('{path}')" for file_format, path in formats.items())
-        raise ValueError(f"data_files: formats are mixed: {examples}; one data set has one format, convert the others")
-    return next(iter(formats))
-
-
-def _check_utf8(path: str, max_bytes: int | None) -> None:
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    offset = 0
-    with open(path, "rb") as file:
-        while max_bytes is None or offset < max_bytes:
-            block = file.read(_BLOCK_BYTES)
-            # An incomplete character is held back for the next block, so positions count from where it begins.
-            held_back = len(decoder.getstate()[0])
-            try:
-                decoder.decode(block, final=not block)
-            except UnicodeDecodeError as error:
-                raise ValueError(
-                    f"data_files: '{path}' is not UTF-8 at byte {offset - held_back + error.start} ({error.reason}); "
-                    "convert it to UTF-8"
-                ) from None
-            if not block:
-                return
-            offset += len(block)
-
-
-def _shorten(paths: list[str]) -> str:
-    return f"'{paths[0]}'" if len(paths) == 1 else f"'{paths[0]}' and {len(paths) - 1} more"
-
-
-def _load_files(arguments: DataArguments) -> dict[str, Dataset | IterableDataset]:
-    files = resolve_data_files(arguments)
-    file_format = _common_format(files)
-    options = dict(_LOADER_OPTIONS.get(file_format, {}))
-    if file_format == "text":
-        options["sample_by"] = arguments.sample_by
-    if arguments.column_names is not None:
-        options |= {"column_names": arguments.column_names, "header": None}
-    try:
-        return load_dataset(
-            _LOADERS[file_format],
-            # The loader takes every name for a pattern.
-            data_files={split: [glob.escape(path) for path in paths] for split, paths in files.items()},
-            streaming=arguments.streaming,
-            **options,
-        )
-    except (DatasetGenerationError, ValueError) as error:
-        raise _unreadable(arguments, error) from error
-
-
-def _unreadable(arguments: DataArguments, error: BaseException) -> ValueError:
-    cause = error.__cause__ if isinstance(error, DatasetGenerationError) and error.__cause__ is not None else error
-    source = "dataset_name" if arguments.data_files is None else "data_files"
-    return ValueError(
-        f"{source}: {getattr(arguments, source)!r} could not be read: {_first_line(cause)}; check the files' content"
-    )
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
 def _load_python_library(arguments: DataArguments) -> Dataset | IterableDataset:
     features = Features({"text": Value("string"), "path": Value("string")})
     iter_python_library()
@@ -328,25 +199,6 @@ def _load_python_library(arguments: DataArguments) -> Dataset | IterableDataset:
         return IterableDataset.from_generator(iter_python_library, features=features)
     # The generator's own hash would not see that another Python has another library.
     return Dataset.from_generator(iter_python_library, features=features, fingerprint=python_library_fingerprint()[:32])
-
-
-def _load_from_hub(arguments: DataArguments) -> dict[str, Dataset | IterableDataset]:
-    name, config = arguments.dataset_name, arguments.dataset_config_name
-    wanted = [split for split in (arguments.train_split, arguments.validation_split) if split is not None]
-    try:
-        return {split: load_dataset(name, config, split=split, streaming=arguments.streaming) for split in wanted}
-    except (ConnectionError, DatasetNotFoundError) as error:
-        hint = f"; did you mean '{PYTHON_LIBRARY}'?" if difflib.get_close_matches(name, [PYTHON_LIBRARY]) else ""
-        raise FileNotFoundError(
-            f"dataset_name: '{name}' is neither in the cache nor found on the Hub ({_first_line(error)}){hint}; check "
-            "the name and the connection (HF_HUB_OFFLINE unset), download it beforehand, or give data_files"
-        ) from error
-    except (DatasetGenerationError, ValueError) as error:
-        cause = _first_line(error.__cause__ if isinstance(error, DatasetGenerationError) else error)
-        raise ValueError(
-            f"dataset_name: '{name}' (configuration {config!r}, splits {wanted}) could not be loaded: {cause}; check "
-            "dataset_config_name, train_split and validation_split"
-        ) from error
 
 
 def _keep_text(dataset: Dataset | IterableDataset, split: str, arguments: DataArguments) -> Dataset | IterableDataset:
@@ -463,4 +315,4 @@ def _first_document(dataset: IterableDataset, arguments: DataArguments) -> dict 
     try:
         return next(iter(dataset), None)
     except ValueError as error:
-        raise _unreadable(arguments, error) from error
+        raise unreadable(arguments, error) from error

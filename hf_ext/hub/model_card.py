@@ -23,6 +23,14 @@ print(writer({prompt}, max_new_tokens=50)[0]["generated_text"])""",
 
 filler = pipeline("fill-mask", model="{folder}")
 print(filler({prompt}))""",
+    "text-classification": """from transformers import pipeline
+
+classifier = pipeline("text-classification", model="{folder}")
+print(classifier({prompt}))""",
+    "token-classification": """from transformers import pipeline
+
+tagger = pipeline("token-classification", model="{folder}", aggregation_strategy="simple")
+print(tagger({prompt}))""",
     "text2text-generation": """from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 tokenizer, model = AutoTokenizer.from_pretrained("{folder}"), AutoModelForSeq2SeqLM.from_pretrained("{folder}")

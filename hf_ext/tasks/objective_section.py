@@ -227,12 +227,3 @@ def read_objective(section: dict, config: PretrainedConfig) -> ObjectiveSection:
             "model.model_type"
         )
     return ObjectiveSection(name, options, kind)
-
-
-def auto_class_of(config: PretrainedConfig):
-    """The Auto class that loads what a saved configuration says was saved."""
-    for auto_class in AUTO_CLASSES.values():
-        known = auto_class._model_mapping
-        if type(config) in known and known[type(config)].__name__ in (config.architectures or ()):
-            return auto_class
-    raise ValueError(f"architectures={config.architectures}: no language model of a {config.model_type}")

@@ -2,19 +2,58 @@
 
     python -m hf_ext.tasks.reload_check FOLDER --prompt "import os"
 
-Prints one line of JSON: the class that the Auto class chose, a checksum of the weights, the mean negative log-likelihood of
-the prompt, and what the model makes of it greedily: `pipeline("text-generation")` or `pipeline("fill-mask")`, or `generate`.
+Prints one line of JSON: the class that the Auto class chose, a checksum of the weights, scores of the prompt, and what the
+model makes of it: its pipeline's answer, or the text of `generate`, greedily.
 """
 
 import argparse
 import hashlib
 import json
+import math
 
 import torch
-from transformers import AutoConfig, AutoTokenizer, pipeline
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForMultipleChoice,
+    AutoModelForQuestionAnswering,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    AutoTokenizer,
+    PretrainedConfig,
+    pipeline,
+)
 
 import hf_ext  # noqa: F401  registers our classes, as a user's first line does
-from hf_ext.tasks.objective_section import auto_class_of
+
+
+# Auto class -> the pipeline that its models have in transformers
+AUTO_CLASSES = {
+    AutoModelForCausalLM: "text-generation",
+    AutoModelForMaskedLM: "fill-mask",
+    AutoModelForSeq2SeqLM: None,
+    AutoModelForSequenceClassification: "text-classification",
+    AutoModelForTokenClassification: "token-classification",
+    AutoModelForQuestionAnswering: None,
+    AutoModelForMultipleChoice: None,
+}
+# fp32, two processes that may choose other kernels for the same sums
+SAME = {"rel_tol": 1e-5, "abs_tol": 1e-5}
+
+
+def auto_class_of(config: PretrainedConfig):
+    """The Auto class that loads what a saved configuration says was saved.
+
+    Raises:
+        ValueError: none does.
+    """
+    for auto_class in AUTO_CLASSES:
+        known = auto_class._model_mapping
+        if type(config) in known and known[type(config)].__name__ in (config.architectures or ()):
+            return auto_class
+    raise ValueError(f"architectures={config.architectures}: no Auto class has such a model of a {config.model_type}")
 
 
 def weights_checksum(model: torch.nn.Module) -> str:
@@ -28,20 +67,53 @@ def weights_checksum(model: torch.nn.Module) -> str:
 
 @torch.no_grad()
 def probe(model, tokenizer, prompt: str) -> dict:
-    """What two processes that hold the same model must agree on."""
+    """What two processes that hold the same model must agree on: {"class", "weights", "scores", "output"}."""
     model = model.eval()
-    inputs = tokenizer(prompt, return_tensors="pt").to(model.device)
-    loss = model(inputs.input_ids, labels=inputs.input_ids).loss.item()
-    if model.config.is_encoder_decoder:
-        text = tokenizer.decode(model.generate(inputs.input_ids, max_new_tokens=20, do_sample=False)[0])
-    elif model.can_generate():
-        writer = pipeline("text-generation", model=model, tokenizer=tokenizer)
-        text = writer(prompt, max_new_tokens=20, do_sample=False, return_full_text=False)[0]["generated_text"]
-    else:
-        filler = pipeline("fill-mask", model=model, tokenizer=tokenizer)
-        found = filler(prompt if tokenizer.mask_token in prompt else prompt + tokenizer.mask_token, top_k=1)
-        text = json.dumps([first[0]["token_str"] if isinstance(first, list) else first["token_str"] for first in found])
-    return {"class": type(model).__name__, "weights": weights_checksum(model), "prompt_loss": loss, "greedy": text}
+    inputs = tokenizer(prompt, return_tensors="pt", truncation=True).to(model.device)
+    inputs.pop("token_type_ids", None)
+    shown = {"decoder_input_ids": inputs.input_ids} if model.config.is_encoder_decoder else {}
+    outputs = model(**inputs, **shown)
+    logits = outputs["logits"] if "logits" in outputs else outputs["start_logits"]
+    return {
+        "class": type(model).__name__,
+        "weights": weights_checksum(model),
+        "scores": logits[0].flatten()[-8:].float().tolist(),
+        "output": _output(model, tokenizer, prompt, inputs),
+    }
+
+
+def _output(model, tokenizer, prompt: str, inputs) -> str:
+    """What the model makes of a prompt, as a user would ask it."""
+    auto_class = next(a for a in AUTO_CLASSES if type(model) is a._model_mapping.get(type(model.config), None))
+    task = AUTO_CLASSES[auto_class]
+    if auto_class is AutoModelForSeq2SeqLM:
+        return tokenizer.decode(model.generate(**inputs, max_new_tokens=20, do_sample=False, num_beams=1)[0])
+    if task is None:
+        return ""
+    if task == "fill-mask" and tokenizer.mask_token not in prompt:
+        prompt += tokenizer.mask_token
+    options = {"max_new_tokens": 20, "do_sample": False, "num_beams": 1, "return_full_text": False}
+    answer = pipeline(task, model=model, tokenizer=tokenizer)(prompt, **options if task == "text-generation" else {})
+    return json.dumps(_without_numbers(answer))
+
+
+def _without_numbers(answer):
+    """A pipeline's answer without its scores, which are compared by themselves, with a tolerance."""
+    if isinstance(answer, list):
+        return [_without_numbers(part) for part in answer]
+    return {key: value for key, value in answer.items() if not isinstance(value, float) and key != "score"}
+
+
+def differences(here: dict, there: dict) -> str:
+    """What two probes disagree on, or an empty text."""
+    wrong = [
+        f"{key}: {there[key]!r} instead of {here[key]!r}"
+        for key in ("class", "weights", "output")
+        if here[key] != there[key]
+    ]
+    if not all(math.isclose(a, b, **SAME) for a, b in zip(here["scores"], there["scores"], strict=True)):
+        wrong.append(f"scores: {there['scores']} instead of {here['scores']}")
+    return "; ".join(wrong)
 
 
 def main() -> None:

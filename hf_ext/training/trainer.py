@@ -1,9 +1,12 @@
 """transformers' Trainer with the loss in chunks, our optimizers and schedules, and exact language-model evaluation."""
 
+import contextlib
 import copy
 import math
+from collections.abc import Mapping
 
 import torch
+from accelerate.utils import gather_object
 from transformers import Trainer
 from transformers.trainer_pt_utils import nested_detach
 
@@ -13,6 +16,7 @@ from hf_ext.training.arguments import HfxTrainingArguments
 from hf_ext.training.balance_experts import BalanceExperts, balanced_routers
 from hf_ext.training.optimizers import create_optimizer
 from hf_ext.training.schedules import SCHEDULES, create_schedule
+from hf_ext.training.text_evaluation import TextEvaluation
 
 
 class HfxTrainer(Trainer):
@@ -22,6 +26,8 @@ class HfxTrainer(Trainer):
         eval_num_bytes: UTF-8 bytes of the evaluation text; with it, `eval_bits_per_byte` is reported too.
         eval_data_collator: makes the batches of evaluation; default the training's. Each evaluation has a copy of its own,
             so that one that draws from a seed (a mask, a span) asks the same every time and takes no draw from training.
+        text_evaluations: prefix of the metrics ("eval", "test") -> texts to write whenever that is evaluated; what they
+            score joins the metrics, so that the best checkpoint may be chosen by it.
 
     The evaluation loss of a language model is the total negative log-likelihood over the number of scored tokens, not the
     mean of the batches' means.
@@ -29,12 +35,20 @@ class HfxTrainer(Trainer):
 
     args: HfxTrainingArguments
 
-    def __init__(self, *args, eval_num_bytes: int | None = None, eval_data_collator=None, **kwargs):
+    def __init__(
+        self,
+        *args,
+        eval_num_bytes: int | None = None,
+        eval_data_collator=None,
+        text_evaluations: Mapping[str, TextEvaluation] | None = None,
+        **kwargs,
+    ):
         model = kwargs.get("model", args[0] if args else None)
         use_cache = getattr(getattr(model, "config", None), "use_cache", None)
         super().__init__(*args, **kwargs)
         self.eval_num_bytes = eval_num_bytes
         self.eval_data_collator = eval_data_collator
+        self.text_evaluations = dict(text_evaluations or {})
         self.is_language_model = isinstance(self._innermost_model(), LanguageModelingHead)
         if self.is_language_model:
             self.label_smoother = None  # the stock one needs the logits; ours is part of the chunked loss
@@ -84,12 +98,20 @@ class HfxTrainer(Trainer):
         return super().create_scheduler(num_training_steps, optimizer)
 
     def get_eval_dataloader(self, eval_dataset=None):
-        if self.eval_data_collator is None:
+        with self._evaluation_collator():
             return super().get_eval_dataloader(eval_dataset)
+
+    def get_test_dataloader(self, test_dataset):
+        with self._evaluation_collator():
+            return super().get_test_dataloader(test_dataset)
+
+    @contextlib.contextmanager
+    def _evaluation_collator(self):
         in_training = self.data_collator
-        self.data_collator = copy.deepcopy(self.eval_data_collator)
+        if self.eval_data_collator is not None:
+            self.data_collator = copy.deepcopy(self.eval_data_collator)
         try:
-            return super().get_eval_dataloader(eval_dataset)
+            yield
         finally:
             self.data_collator = in_training
 
@@ -137,4 +159,19 @@ class HfxTrainer(Trainer):
             if self.eval_num_bytes:
                 bits = total / math.log(2) / self.eval_num_bytes
                 output.metrics[f"{metric_key_prefix}_bits_per_byte"] = bits
+        if metric_key_prefix in self.text_evaluations:
+            scores = self._score_texts(self.text_evaluations[metric_key_prefix])
+            output.metrics |= {f"{metric_key_prefix}_{name}": value for name, value in scores.items()}
         return output
+
+    def _score_texts(self, evaluation: TextEvaluation) -> dict[str, float]:
+        model = self.accelerator.unwrap_model(self.model)
+        state = self.accelerator
+        # what is drawn here is no draw of training's
+        with torch.random.fork_rng(devices=[]), self.compute_loss_context_manager():
+            return evaluation(
+                model,
+                self.processing_class,
+                share=(state.process_index, state.num_processes),
+                gather=gather_object if state.num_processes > 1 else list,
+            )

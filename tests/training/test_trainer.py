@@ -131,7 +131,7 @@ def test_first_label_of_a_row_is_not_counted(tmp_path):
 
 
 def test_whole_training_loss_of_a_resumed_run():
-    from hf_ext.tasks.pretraining import whole_training_loss
+    from hf_ext.tasks.run_folder import whole_training_loss
 
     log = [{"step": 2, "loss": 4.0}, {"step": 4, "loss": 2.0}, {"step": 4, "eval_loss": 9.0}, {"step": 6, "loss": 1.0}]
     assert whole_training_loss(log, stock=2.0 / 6, resumed_at=4, last_step=6) == pytest.approx((8 + 4 + 2) / 6)

@@ -1,0 +1,115 @@
+"""The model section of a recipe: an architecture to train from scratch, or a trained model to go on from.
+
+    model: {model_type: hfx_encoder, hidden_size: 256, …}       # from scratch
+    model: {path: outputs/masked, hidden_dropout: 0.2, …}       # a folder or Hub name; fields of its configuration changed
+
+`dtype` (of the weights) and `attn_implementation` go to either.
+"""
+
+import dataclasses
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from hf_ext.models.configuration_choices import check_known
+
+
+# keys of the section that are no fields of a configuration
+_LOADING = ("path", "revision", "dtype", "attn_implementation")
+_FROM_TOKENIZER = ("pad_token_id", "bos_token_id", "eos_token_id")
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelSection:
+    """What a recipe says about its model.
+
+    Attributes:
+        path, revision: the trained model to go on from; None: from scratch.
+        fields: fields of the configuration.
+        loading: `dtype`, `attn_implementation` where they are given.
+    """
+
+    path: str | None
+    revision: str | None
+    fields: dict
+    loading: dict
+
+    def config(
+        self, tokenizer: PreTrainedTokenizerBase | None = None, *, vocab_size: int | None = None, **head
+    ) -> PretrainedConfig:
+        """The configuration; called once before any data is read, to refuse nonsense.
+
+        Args:
+            tokenizer: gives a model from scratch its vocabulary's size and special tokens; None before there is one.
+            vocab_size: what the tokenizer is meant to have, while there is none.
+            head: fields that the task sets: `id2label`, `label2id`, `problem_type`, …
+
+        Raises:
+            ValueError: an unknown model type or field (with the nearest name), or what the configuration itself refuses.
+        """
+        if self.path is not None:
+            config = AutoConfig.from_pretrained(self.path, revision=self.revision)
+            known = config.to_dict()
+            check_known("model", self.fields, [name for name in known if name not in ("model_type", "vocab_size")])
+            # built anew, so that a changed field is checked
+            return type(config).from_dict({**known, **self.fields, **head})
+        fields = dict(self.fields)
+        model_type = fields.pop("model_type", "hfx_decoder")
+        try:
+            config_class = type(AutoConfig.for_model(model_type))
+        except ValueError as error:
+            raise ValueError(f"model.model_type={model_type!r}: not known to transformers or hf_ext") from error
+        if "vocab_size" in fields:
+            raise ValueError(
+                f"model.vocab_size={fields['vocab_size']}: comes from the tokenizer; set tokenizer.vocab_size"
+            )
+        known = [f.name for f in dataclasses.fields(config_class)]
+        check_known("model", fields, [*known, *_LOADING])
+        if tokenizer is not None:
+            vocab_size = len(tokenizer)
+            fields = {**{name: getattr(tokenizer, name) for name in _FROM_TOKENIZER}, **fields}
+        return config_class(vocab_size=vocab_size, **{**fields, **head})
+
+    def build(self, auto_class, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+        """The model with a head of `auto_class`: new weights, or trained ones with the vocabulary grown to the tokenizer's.
+
+        Raises:
+            ValueError: `auto_class` has no such model.
+        """
+        if type(config) not in auto_class._model_mapping:
+            able = sorted(c.model_type for c in auto_class._model_mapping if c.model_type.startswith("hfx_"))
+            raise ValueError(
+                f"model.model_type={config.model_type!r}: has no {auto_class.__name__}; use one of {', '.join(able)}"
+            )
+        if self.path is None:
+            return auto_class.from_config(config, **self.loading)
+        model = auto_class.from_pretrained(self.path, revision=self.revision, config=config, **self.loading)
+        if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+            model.resize_token_embeddings(len(tokenizer))
+        return model
+
+
+def read_model_section(section: dict) -> ModelSection:
+    """The section as given.
+
+    Raises:
+        ValueError: one line, for what can't be meant.
+    """
+    section = dict(section)
+    path, revision = section.pop("path", None), section.pop("revision", None)
+    loading = {name: section.pop(name) for name in ("dtype", "attn_implementation") if name in section}
+    if path is not None and "model_type" in section:
+        raise ValueError(
+            f"model.model_type={section['model_type']!r}: comes from model.path={str(path)!r}; leave one out"
+        )
+    if path is None and revision is not None:
+        raise ValueError(f"model.revision={revision!r}: has no effect without model.path; leave it out")
+    if path is not None and Path(path).is_dir() and not (Path(path) / "config.json").is_file():
+        raise ValueError(
+            f"model.path={str(path)!r}: holds no model (no config.json); name the folder of a finished run"
+        )
+    dtype = loading.get("dtype", "float32")
+    if not isinstance(getattr(torch, str(dtype), None), torch.dtype):
+        raise ValueError(f"model.dtype={dtype!r}: must be a torch dtype such as float32 or bfloat16")
+    return ModelSection(None if path is None else str(path), revision, section, loading)

@@ -1,0 +1,295 @@
+"""A run of a recipe, whatever its task: refuse, train or go on, evaluate, and leave everything in one folder.
+
+run = Run(recipe, "recipes/text_classification/train.py", argv)     # the folder is free, or there is a checkpoint
+model = run.build(AutoModelForSequenceClassification, config, tokenizer)
+trainer = HfxTrainer(model=model, args=run.training, …)
+run.train(trainer)                                                  # or --resume
+scores = run.evaluate(trainer, {"eval": rows})
+run.finish(trainer, RunFacts(…), probe_text="…")                    # curves, card, proof, push
+"""
+
+import json
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping, Sized
+from pathlib import Path
+
+import torch
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, TrainerState, set_seed
+
+from hf_ext.hub import RunFacts, model_card
+from hf_ext.tasks.adapter_section import AdapterArguments, add_adapter
+from hf_ext.tasks.model_section import ModelSection, read_model_section
+from hf_ext.tasks.reload_check import differences, probe
+from hf_ext.tasks.run_folder import (
+    check_same_run,
+    check_writable,
+    find_checkpoint,
+    is_complete,
+    steps_done,
+    whole_training_loss,
+)
+from hf_ext.training.arguments import HfxTrainingArguments
+from hf_ext.training.loss_curve import draw_loss_curve
+from hf_ext.training.recipe import Recipe
+from hf_ext.training.schedules import SCHEDULES, check_schedule
+from hf_ext.training.trainer import HfxTrainer
+
+
+# our split -> what its scores begin with, as the Trainer has it
+PREFIXES = {"validation": "eval", "test": "test"}
+
+
+class Run:
+    """One run of a recipe.
+
+    Args:
+        recipe: with sections `model`, `training` and, where adapters are offered, `adapter`.
+        script: the recipe's script, as a user types it. argv: its arguments.
+
+    Attributes:
+        output: the run's folder. checkpoint: what to go on from, or None. model_section: the recipe's.
+
+    Raises:
+        ValueError: one line; nothing has been written then.
+    """
+
+    def __init__(self, recipe: Recipe, script: str, argv: list[str]):
+        self.recipe, self.training = recipe, recipe.training
+        self.command = shlex.join(["python", script, *map(str, argv)])
+        self.output = Path(self.training.output_dir)
+        self.model_section: ModelSection = read_model_section(recipe.model)
+        self.adapter = recipe.sections.get("adapter") or AdapterArguments()
+        if self.adapter.method is not None and self.model_section.path is None:
+            raise ValueError(f"adapter.method={self.adapter.method!r}: needs a trained model; set model.path")
+        tokenizer = recipe.values.get("tokenizer")
+        if self.model_section.path is not None and tokenizer and tokenizer.get("path") is None:
+            raise ValueError(
+                f"tokenizer: {tokenizer} trains a new one; model.path={self.model_section.path!r} has its own: leave it out"
+            )
+        _check_schedule(self.training)
+        self.checkpoint = find_checkpoint(self.training.output_dir, recipe.resume)
+        check_writable(self.training.output_dir)
+        set_seed(self.training.seed)
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes the files: the first of those that train together."""
+        return self.training.process_index == 0
+
+    def tokenizer_arguments(self) -> dict:
+        """For `get_tokenizer`: a trained model's own tokenizer, unless the recipe names another."""
+        return {"checkpoint": self.checkpoint, "model_path": self.model_section.path}
+
+    def build(self, auto_class, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase):
+        """The model, with its adapter where the recipe has one; prints its size.
+
+        Raises:
+            ValueError: the checkpoint to go on from is another model's or another recipe's.
+        """
+        check_same_run(self.checkpoint, config, self.recipe.values)
+        model = add_adapter(self.model_section.build(auto_class, config, tokenizer), self.adapter, auto_class)
+        total, trained = (sum(p.numel() for p in model.parameters() if p.requires_grad or not t) for t in (False, True))
+        share = "" if trained == total else f", {trained:,} of them trained"
+        if self.is_main:
+            print(f"{type(_inner(model)).__name__}: {total:,} parameters{share}, vocabulary {len(tokenizer):,}")
+        return model
+
+    def train(self, trainer: HfxTrainer) -> dict:
+        """Train, or go on; saves model, tokenizer, state and metrics of the whole run, and returns the metrics."""
+        if self.is_main:
+            self.output.mkdir(parents=True, exist_ok=True)
+            (self.output / "recipe.yaml").write_text(self.recipe.to_yaml(), encoding="utf-8")
+            if self.checkpoint is not None:
+                print(f"going on from {self.checkpoint} ({steps_done(self.checkpoint)} steps done)")
+        metrics = _train(trainer, self.checkpoint)
+        self._save(trainer)
+        trainer.log_metrics("train", metrics)
+        trainer.save_metrics("train", metrics)
+        trainer.save_state()
+        return metrics
+
+    def _save(self, trainer: HfxTrainer) -> None:
+        """The model for `from_pretrained`; an adapter that can be is added into it, and kept beside it."""
+        if not self.adapter.merges:
+            trainer.save_model()
+            return
+        with_adapter = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+        if self.is_main:
+            with_adapter.save_pretrained(self.output / "adapter")
+            merged = with_adapter.merge_and_unload()
+            merged.save_pretrained(self.output)
+            trainer.processing_class.save_pretrained(self.output)
+            trainer.model = trainer.model_wrapped = merged
+
+    def evaluate(self, trainer: HfxTrainer, splits: Mapping[str, object]) -> tuple[dict[str, float], dict[str, object]]:
+        """Scores of the splits that weren't trained on, and what the model predicted on them; printed, logged and saved.
+
+        Args:
+            splits: "validation", whose scores are called `eval_…`, and "test", `test_…`; "train" is left out.
+
+        Returns:
+            The scores of all; split -> the Trainer's predictions (None with `prediction_loss_only`).
+        """
+        scores, predicted = {}, {}
+        for split, rows in splits.items():
+            if split == "train":
+                continue
+            prefix = PREFIXES[split]
+            output = trainer.predict(rows, metric_key_prefix=prefix)
+            trainer.log(dict(output.metrics))
+            trainer.log_metrics(prefix, output.metrics)
+            trainer.save_metrics(prefix, output.metrics)
+            scores |= output.metrics
+            predicted[split] = output.predictions
+        trainer.save_state()
+        return scores, predicted
+
+    @property
+    def dataset_name(self) -> str:
+        """What the card calls the data: its name, or the first file and its folder's name, never a path of this machine."""
+        data = self.recipe.data
+        if data.dataset_name is not None:
+            return Path(data.dataset_name).name if Path(data.dataset_name).exists() else data.dataset_name
+        files = data.data_files
+        while not isinstance(files, str):
+            files = next(iter(files.values())) if isinstance(files, dict) else files[0]
+        return str(Path(*Path(files).parts[-2:])) if len(Path(files).parts) > 1 else files
+
+    def describe_rows(self, splits: Mapping[str, Sized]) -> str:
+        """One sentence for the card."""
+        return (
+            f"`{self.dataset_name}`: "
+            + ", ".join(f"{len(rows):,} rows for {split}" for split, rows in splits.items())
+            + "."
+        )
+
+    @staticmethod
+    def reported(scores: Mapping[str, float]) -> dict[str, float]:
+        """The numbers that say something about the model: `accuracy` of what was held out, `test_accuracy`, …"""
+        timing = ("runtime", "per_second", "model_preparation_time", "epoch")
+        return {
+            name.removeprefix("eval_"): value
+            for name, value in scores.items()
+            if isinstance(value, int | float) and not name.endswith(timing)
+        }
+
+    def write_lines(self, name: str, rows) -> None:
+        """A file of one JSON object a line in the run's folder: predictions, n-best lists."""
+        if self.is_main:
+            lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            with (self.output / name).open("w", encoding="utf-8") as file:
+                file.writelines(lines)
+
+    def rows_seen(self, trainer: HfxTrainer) -> int:
+        """Rows that the steps so far took, on all processes together."""
+        training = self.training
+        rows = trainer.state.global_step * training.train_batch_size * training.gradient_accumulation_steps
+        return rows * training.world_size
+
+    def facts(self, trainer: HfxTrainer, trained: Mapping[str, float], **given) -> RunFacts:
+        """What the card says of every run, with what the task gives on top; see `RunFacts`.
+
+        Args:
+            trained: what `train` returned.
+        """
+        model, training = trained_model(trainer), self.training
+        how = (
+            "trained from scratch" if self.model_section.path is None else f"from {Path(self.model_section.path).name}"
+        )
+        table = {
+            "steps": f"{trainer.state.global_step:,}",
+            "rows seen": f"{self.rows_seen(trainer):,}",
+            "training loss": f"{trained['train_loss']:.4f}",
+            "seconds": f"{trained['train_runtime']:.0f}" if "train_runtime" in trained else "not known",
+            "optimizer": f"{training.matrix_optimizer or training.optim.value}, learning rate {training.learning_rate:g}",
+            **given.pop("training", {}),
+        }
+        return RunFacts(
+            **{
+                "title": self.output.name,
+                "summary": f"A `{model.config.model_type}` of {model.num_parameters() / 1e6:.2f}M parameters, {how}.",
+                "limits": "A small model from a short run: it shows that the recipe works; don't rely on what it says.",
+                "training": table,
+                "command": self.command,
+                "recipe": self.recipe.to_yaml(),
+                "curve": "loss.png",
+                **given,
+            }
+        )
+
+    def finish(self, trainer: HfxTrainer, facts: RunFacts, probe_text: str, **options) -> None:
+        """Curves, card, the proof that a fresh process computes the same, and the push where it was asked for.
+
+        Args:
+            probe_text: what both processes read. options: of `probe`.
+
+        Raises:
+            RuntimeError: the saved model computes something else.
+        """
+        if self.is_main:
+            draw_loss_curve(trainer.state.log_history, self.output / "loss.png")
+            model = trained_model(trainer)
+            model_card(model, self.output, facts).save(self.output / "README.md")
+            if self.adapter.quantize is None:  # else what is saved is an adapter, to weights that aren't quantized
+                prove_reload(model, trainer.processing_class, self.output, probe_text)
+        if self.training.push_to_hub:
+            trainer.push_to_hub()
+        if self.is_main:
+            print(f"everything is in {self.output}")
+
+
+def _check_schedule(training: HfxTrainingArguments) -> None:
+    schedule = training.lr_scheduler_type.value
+    if training.max_steps > 0 and schedule in SCHEDULES:
+        check_schedule(
+            schedule,
+            num_warmup_steps=training.get_warmup_steps(training.max_steps),
+            num_training_steps=training.max_steps,
+            **(training.lr_scheduler_kwargs or {}),
+        )
+
+
+def _inner(model) -> PreTrainedModel:
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def trained_model(trainer: HfxTrainer) -> PreTrainedModel:
+    """The model that was trained, on its device, without the mixed precision or engine that training wrapped around it."""
+    return _inner(trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)).eval()
+
+
+def _train(trainer: HfxTrainer, checkpoint: str | None) -> dict:
+    """Train, or go on, and return the metrics of the whole run; a run that is complete already keeps its own."""
+    if is_complete(checkpoint, trainer.args):  # the stock Trainer would train one step more
+        trainer._load_from_checkpoint(checkpoint)
+        trainer.state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
+        saved = Path(trainer.args.output_dir) / "train_results.json"
+        if saved.is_file():
+            return json.loads(saved.read_text(encoding="utf-8"))
+        done = trainer.state.global_step
+        return {"train_loss": whole_training_loss(trainer.state.log_history, 0.0, done, done)}
+    result = trainer.train(resume_from_checkpoint=checkpoint)
+    loss = whole_training_loss(
+        trainer.state.log_history, result.metrics["train_loss"], steps_done(checkpoint), trainer.state.global_step
+    )
+    return {**result.metrics, "train_loss": loss}
+
+
+def prove_reload(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, text: str) -> None:
+    """See that a fresh process, which knows the folder only, computes the same; prints one line.
+
+    Raises:
+        RuntimeError: it doesn't, or the folder doesn't load.
+    """
+    with torch.no_grad():
+        here = probe(model, tokenizer, text)
+    command = [sys.executable, "-m", "hf_ext.tasks.reload_check", str(folder), f"--prompt={text}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{folder}: doesn't load in a fresh process: {done.stderr.strip().splitlines()[-1:]}")
+    there = json.loads(done.stdout.strip().splitlines()[-1])
+    if different := differences(here, there):
+        raise RuntimeError(f"{folder}: a fresh process computes something else: {different}")
+    print(f"\nreloaded in a fresh process: {there['class']}, weights {there['weights'][:12]}, same output")

@@ -1,0 +1,227 @@
+"""Text classification: one class of several, several labels at once, or a number, for a text or a pair of texts.
+
+What `recipes/text_classification/train.py` puts together.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+from datasets import Dataset, List, Value
+from transformers import DataCollatorWithPadding, EvalPrediction, PreTrainedTokenizerBase
+
+from hf_ext.data import RowArguments
+from hf_ext.metrics import compute
+from hf_ext.models.configuration_choices import check_choice
+from hf_ext.tasks.adapter_section import AdapterArguments
+from hf_ext.tasks.tokenizer_section import TokenizerArguments
+from hf_ext.training.arguments import HfxTrainingArguments
+
+
+PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
+# a tokenizer trained here puts these around a text, as BERT's does
+SPECIAL_TOKENS = {"bos_token": "<|cls|>", "mask_token": "<|mask|>", "wraps": True}
+
+
+@dataclass
+class ClassificationArguments:
+    """What is asked of a text."""
+
+    problem_type: str | None = field(
+        default=None,
+        metadata={
+            "help": f"{', '.join(PROBLEM_TYPES)}. Default: by the labels: classes, lists of labels, or decimals."
+        },
+    )
+    label_names: dict[str, str] | None = field(
+        default=None,
+        metadata={"help": "Label in the data -> its name, in the classes' order. Default: those found, sorted."},
+    )
+    max_length: int | None = field(
+        default=None, metadata={"help": "Tokens of a text; longer ones are cut. Default: what the model reads at most."}
+    )
+    threshold: float = field(
+        default=0.5, metadata={"help": "With several labels at once: probability from which one is given."}
+    )
+
+    def __post_init__(self):
+        check_choice("classification.problem_type", self.problem_type, (None, *PROBLEM_TYPES))
+        if self.problem_type == "regression" and self.label_names:
+            raise ValueError("classification.label_names: a number has no names; leave it out")
+        if self.max_length is not None and self.max_length < 2:
+            raise ValueError(f"classification.max_length={self.max_length}: must be at least 2")
+        if not 0 < self.threshold < 1:
+            raise ValueError(f"classification.threshold={self.threshold}: must be between 0 and 1, both excluded")
+
+
+SECTIONS = {
+    "model": dict,
+    "tokenizer": TokenizerArguments,
+    "data": RowArguments,
+    "classification": ClassificationArguments,
+    "adapter": AdapterArguments,
+    "training": HfxTrainingArguments,
+}
+# what the card puts first
+HEADLINES = {
+    "single_label_classification": ("accuracy", "f1", "matthews_correlation"),
+    "multi_label_classification": ("subset_accuracy", "micro_f1", "macro_f1"),
+    "regression": ("mse", "pearson", "spearman"),
+}
+COLUMNS, OPTIONAL_COLUMNS = ("text", "label"), ("text_pair",)
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The classes, in the order of the model's outputs, and how a label in the data becomes what the model is trained on.
+
+    Attributes:
+        problem_type: as a configuration has it. values: labels as the data writes them (as text); [] for numbers.
+        names: what the model calls them.
+    """
+
+    problem_type: str
+    values: list[str]
+    names: list[str]
+
+    @property
+    def head(self) -> dict:
+        """Fields of the configuration."""
+        names = self.names or ["score"]
+        return {
+            "problem_type": self.problem_type,
+            "id2label": dict(enumerate(names)),
+            "label2id": {name: number for number, name in enumerate(names)},
+        }
+
+    def encode(self, label, where: str) -> int | float | list[float]:
+        """A label of the data as the model is trained on it.
+
+        Raises:
+            ValueError: a label that isn't among the classes, or no number.
+        """
+        if self.problem_type == "regression":
+            try:
+                return float(label)
+            except (TypeError, ValueError):
+                raise ValueError(
+                    f"label: {label!r} in {where} is no number; classification.problem_type is regression"
+                ) from None
+        given = [str(one) for one in (label if self.problem_type == "multi_label_classification" else [label])]
+        for one in given:
+            if one not in self.values:
+                raise ValueError(f"label: {one!r} in {where} is not among the classes {', '.join(self.values[:20])}")
+        if self.problem_type == "multi_label_classification":
+            return [float(value in given) for value in self.values]
+        return self.values.index(given[0])
+
+
+def read_labels(train: Dataset, arguments: ClassificationArguments) -> Labels:
+    """The classes of the training rows.
+
+    Raises:
+        ValueError: a label that is missing, one class only, or names that don't fit what is found.
+    """
+    column, feature = train["label"], train.features["label"]
+    if any(label is None for label in column):
+        raise ValueError(f"label: row {list(column).index(None)} of train has none; remove it or give it one")
+    kind = arguments.problem_type or _problem_type(feature)
+    if kind == "regression":
+        return Labels(kind, [], [])
+    if (kind == "multi_label_classification") != isinstance(feature, List):
+        raise ValueError(
+            f"classification.problem_type={kind!r}: labels are {feature}; several labels at once are lists, one is none"
+        )
+    if kind == "multi_label_classification":
+        found = {str(one) for labels in column for one in labels}
+    else:
+        found = {str(label) for label in column}
+    class_names = getattr(feature, "names", None) or getattr(getattr(feature, "feature", None), "names", None)
+    if arguments.label_names is not None:
+        names = {str(value): name for value, name in arguments.label_names.items()}
+        if missing := sorted(found - set(names)):
+            raise ValueError(f"classification.label_names: the data has {missing[0]!r} too, which isn't named; add it")
+    elif class_names is not None:
+        names = {str(number): name for number, name in enumerate(class_names)}
+    else:
+        numeric = all(value.lstrip("-").isdigit() for value in found)
+        names = {value: value for value in sorted(found, key=int if numeric else None)}
+    if len(names) < 2:
+        raise ValueError(f"label: all of train have the label {next(iter(found))!r}; give rows of at least two classes")
+    return Labels(kind, list(names), list(names.values()))
+
+
+def _problem_type(feature) -> str:
+    if isinstance(feature, List):
+        return "multi_label_classification"
+    is_decimal = isinstance(feature, Value) and feature.dtype.startswith("float")
+    return "regression" if is_decimal else "single_label_classification"
+
+
+def tokenize(rows: Dataset, tokenizer: PreTrainedTokenizerBase, labels: Labels, max_length: int, where: str) -> Dataset:
+    """`input_ids` (and what else the tokenizer gives) and `labels`, as the model takes them; order and number stay.
+
+    Raises:
+        ValueError: a row without text, or a label that there isn't.
+    """
+
+    def convert(row: dict, number: int) -> dict:
+        if not (row["text"] or "").strip():
+            raise ValueError(f"text: row {number} of {where} is empty; remove it")
+        encoded = tokenizer(row["text"], row.get("text_pair"), truncation=True, max_length=max_length)
+        return {**encoded, "labels": labels.encode(row["label"], where)}
+
+    return rows.map(convert, with_indices=True, remove_columns=rows.column_names, desc=f"tokens of {where}")
+
+
+def texts(rows: Dataset) -> Iterator[str]:
+    """All texts, for a tokenizer to learn from."""
+    for column in ("text", "text_pair"):
+        if column in rows.column_names:
+            yield from (text for text in rows[column] if text)
+
+
+def collator(tokenizer: PreTrainedTokenizerBase) -> DataCollatorWithPadding:
+    """Pads a batch to its longest text; the models compute nothing for the padding."""
+    return DataCollatorWithPadding(tokenizer)
+
+
+def metrics(labels: Labels, threshold: float):
+    """`compute_metrics` of the Trainer: the metrics `classification`, `multilabel_classification` or `regression`."""
+
+    def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
+        scores = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
+        if labels.problem_type == "regression":
+            return compute("regression", scores.reshape(-1), prediction.label_ids.reshape(-1))
+        if labels.problem_type == "multi_label_classification":
+            given = (_sigmoid(scores) >= threshold).astype(int)
+            return compute("multilabel_classification", given, prediction.label_ids.astype(int))
+        return compute("classification", scores.argmax(-1), prediction.label_ids)
+
+    return compute_metrics
+
+
+def predictions(scores: np.ndarray, rows: Dataset, labels: Labels, threshold: float) -> list[dict]:
+    """A line of the predictions file for each row: the text, its label, what the model says and how sure it is."""
+    lines = []
+    for row, logits in zip(rows, scores, strict=True):
+        line = {name: row[name] for name in ("text", "text_pair", "label") if name in row}
+        if labels.problem_type == "regression":
+            line["prediction"] = float(logits.reshape(-1)[0])
+        else:
+            is_multi = labels.problem_type == "multi_label_classification"
+            shares = _sigmoid(logits) if is_multi else _softmax(logits)
+            best = [n for n, share in zip(labels.names, shares, strict=True) if share >= threshold]
+            line["prediction"] = best if is_multi else labels.names[int(shares.argmax())]
+            line["scores"] = {name: round(float(share), 6) for name, share in zip(labels.names, shares, strict=True)}
+        lines.append(line)
+    return lines
+
+
+def _sigmoid(x: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-x.astype(np.float64)))
+
+
+def _softmax(x: np.ndarray) -> np.ndarray:
+    shares = np.exp(x.astype(np.float64) - x.max())
+    return shares / shares.sum()
