@@ -1,3 +1,4 @@
+from hf_ext.data.answer_packing import pack_answers
 from hf_ext.data.files import resolve_data_files
 from hf_ext.data.packing import PACKING_STRATEGIES, pack_dataset, pack_documents, utf8_bytes
 from hf_ext.data.pair_packing import pack_pairs
@@ -18,6 +19,7 @@ __all__ = [
     "iter_python_library",
     "load_documents",
     "load_rows",
+    "pack_answers",
     "pack_dataset",
     "pack_documents",
     "pack_pairs",

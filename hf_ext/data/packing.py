@@ -140,10 +140,20 @@ def _best_fit_rows(documents: Iterator[list[int]], row_length: int, buffer_size:
 
 
 def _fill_rows(pieces: list[list[int]], row_length: int) -> Iterator[list[list[int]]]:
-    """Best-fit decreasing; `rows` hold the numbers of their pieces, `spaces` the sorted free spaces of open rows."""
+    for row in best_fit([len(piece) for piece in pieces], row_length):
+        yield [pieces[number] for number in row]
+
+
+def best_fit(lengths: Sequence[int], row_length: int) -> list[list[int]]:
+    """Best-fit decreasing: the numbers of the pieces of each row, pieces and rows in the order of the pieces.
+
+    Args:
+        lengths: tokens of each piece, from 1 to `row_length`.
+    """
+    # `rows` hold the numbers of their pieces, `spaces` the sorted free spaces of open rows
     rows, open_rows, spaces = [], defaultdict(list), []
-    for piece in sorted(range(len(pieces)), key=lambda index: -len(pieces[index])):
-        length = len(pieces[piece])
+    for piece in sorted(range(len(lengths)), key=lambda number: -lengths[number]):
+        length = lengths[piece]
         slot = bisect_left(spaces, length)
         if slot == len(spaces):
             row, space = [], row_length
@@ -160,8 +170,7 @@ def _fill_rows(pieces: list[list[int]], row_length: int) -> Iterator[list[list[i
                 insort(spaces, space)
             open_rows[space].append(row)
     # Back to the order of the documents: otherwise each buffer would go to the model from long to short.
-    for row in sorted(sorted(row) for row in rows):
-        yield [pieces[piece] for piece in row]
+    return sorted(sorted(row) for row in rows)
 
 
 def _build_row(

@@ -1,6 +1,6 @@
 """Texts as sequences of words or characters, and their n-grams."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Iterable, Sequence
 
 
 # White space is the only border of words that no language and no code disputes.
@@ -15,14 +15,26 @@ def ngrams(tokens: Sequence[str], n: int) -> list[tuple[str, ...]]:
 def longest_repeat(tokens: Sequence[str]) -> int:
     """How many tokens the longest sequence has that stands in `tokens` twice; the two may overlap.
 
-    If one of n tokens does, so does one of n - 1: hence the bisection.
+    Sequences are numbered, equal ones alike: those of 2, 4, 8 … tokens by the numbers of their halves, until none comes
+    twice. The length is then put together from the largest power downwards. n tokens cost n log n, however much they
+    repeat.
     """
-    shortest_without, longest_with = len(tokens), 0
-    while shortest_without - longest_with > 1:
-        n = (shortest_without + longest_with) // 2
-        found = ngrams(tokens, n)
-        if len(set(found)) < len(found):
-            longest_with = n
-        else:
-            shortest_without = n
-    return longest_with
+    numbers = [_numbered(tokens)]  # [k][i]: the sequence of 2**k tokens that begins at i
+    while _has_repeat(numbers[-1]):
+        half = 2 ** (len(numbers) - 1)
+        numbers.append(_numbered(zip(numbers[-1], numbers[-1][half:], strict=False)))
+    length, found = 0, [0] * (len(tokens) + 1)  # all sequences of no token are alike
+    for k in reversed(range(len(numbers) - 1)):
+        longer = _numbered(zip(found, numbers[k][length:], strict=False))
+        if _has_repeat(longer):
+            length, found = length + 2**k, longer
+    return length
+
+
+def _numbered(keys: Iterable[Hashable]) -> list[int]:
+    seen: dict[Hashable, int] = {}
+    return [seen.setdefault(key, len(seen)) for key in keys]
+
+
+def _has_repeat(numbers: list[int]) -> bool:
+    return len(set(numbers)) < len(numbers)

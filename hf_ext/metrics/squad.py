@@ -152,7 +152,8 @@ class Squad(CheckedMetric):
 
 def normalize_answer(text: str, language: str | None = "en") -> list[str]:
     """The words of `text` that count."""
-    text = "".join(char for char in text.lower() if char not in punctuation(language == "en"))
+    dropped = punctuation(ascii_only=language == "en")
+    text = "".join(char for char in text.lower() if char not in dropped)
     articles = ARTICLES[language].split()
     if articles:
         text = re.sub(rf"\b({'|'.join(articles)})\b", " ", text)

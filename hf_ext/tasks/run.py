@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sized
 from pathlib import Path
 
 import torch
-from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, TrainerState, set_seed
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from hf_ext.hub import RunFacts, model_card
 from hf_ext.tasks.adapter_section import AdapterArguments, add_adapter
@@ -184,9 +184,7 @@ class Run:
 
     def rows_seen(self, trainer: HfxTrainer) -> int:
         """Rows that the steps so far took, on all processes together."""
-        training = self.training
-        rows = trainer.state.global_step * training.train_batch_size * training.gradient_accumulation_steps
-        return rows * training.world_size
+        return trainer.state.global_step * trainer.get_total_train_batch_size(self.training)
 
     def facts(self, trainer: HfxTrainer, trained: Mapping[str, float], **given) -> RunFacts:
         """What the card says of every run, with what the task gives on top; see `RunFacts`.
@@ -263,8 +261,7 @@ def trained_model(trainer: HfxTrainer) -> PreTrainedModel:
 def _train(trainer: HfxTrainer, checkpoint: str | None) -> dict:
     """Train, or go on, and return the metrics of the whole run; a run that is complete already keeps its own."""
     if is_complete(checkpoint, trainer.args):  # the stock Trainer would train one step more
-        trainer._load_from_checkpoint(checkpoint)
-        trainer.state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
+        trainer.load_finished(checkpoint)
         saved = Path(trainer.args.output_dir) / "train_results.json"
         if saved.is_file():
             return json.loads(saved.read_text(encoding="utf-8"))

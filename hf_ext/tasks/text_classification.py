@@ -65,7 +65,7 @@ SECTIONS = {
 # what the card puts first
 HEADLINES = {
     "single_label_classification": ("accuracy", "f1", "matthews_correlation"),
-    "multi_label_classification": ("subset_accuracy", "micro_f1", "macro_f1"),
+    "multi_label_classification": ("subset_accuracy", "f1_micro", "f1_macro"),
     "regression": ("mse", "pearson", "spearman"),
 }
 COLUMNS, OPTIONAL_COLUMNS = ("text", "label"), ("text_pair",)
@@ -196,7 +196,8 @@ def metrics(labels: Labels, threshold: float):
         if labels.problem_type == "multi_label_classification":
             given = (_sigmoid(scores) >= threshold).astype(int)
             return compute("multilabel_classification", given, prediction.label_ids.astype(int))
-        return compute("classification", scores.argmax(-1), prediction.label_ids)
+        average = "binary" if len(labels.names) == 2 else "macro"
+        return compute("classification", scores.argmax(-1), prediction.label_ids, average=average)
 
     return compute_metrics
 

@@ -1,13 +1,29 @@
 """What can be set about a training run, on top of transformers' own TrainingArguments."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from transformers import TrainingArguments
 
+from hf_ext.training.layer_rates import check_layer_rate_decay
+from hf_ext.training.length_grouped_batches import COSTS
 from hf_ext.training.optimizers import PRECISIONS
 
 
 MATRIX_OPTIMIZERS = (None, "muon")
+# last words of metrics that are better when lower; transformers takes all but a loss to be better when higher
+LOWER_IS_BETTER = (
+    "loss",
+    "perplexity",
+    "bits_per_byte",
+    "error",
+    "error_rate",
+    "mse",
+    "rmse",
+    "mae",
+    "wer",
+    "cer",
+    "ter",
+)
 
 
 @dataclass
@@ -43,8 +59,57 @@ class HfxTrainingArguments(TrainingArguments):
             "decay (NorMuon: 0.95). Default: plain Muon."
         },
     )
+    layer_rate_decay: float | None = field(
+        default=None,
+        metadata={
+            "help": "Layer-wise rates: each layer's is this times the one's above it, the head's is learning_rate "
+            "(fine-tuning: 0.8 to 0.9). Default: one rate for all."
+        },
+    )
     z_loss_weight: float = field(
         default=0.0, metadata={"help": "Weight of log(Z)^2 in a language model's training loss (PaLM: 1e-4)."}
+    )
+    ema_decay: float | None = field(
+        default=None,
+        metadata={
+            "help": "Evaluate and keep an exponential moving average of the weights, which forgets so slowly (0.999). "
+            "Default: the weights themselves."
+        },
+    )
+    ema_warmup: bool = field(
+        default=True, metadata={"help": "Forget faster at first: min(ema_decay, (1 + t) / (10 + t)) at step t."}
+    )
+    tokens_per_batch: int | None = field(
+        default=None,
+        metadata={
+            "help": "Batches of rows of like length, as many as so many tokens hold, both sides of pairs counted; in place "
+            "of per_device_train_batch_size, and like it of one device before accumulation."
+        },
+    )
+    tokens_per_batch_cost: str = field(
+        default="padded",
+        metadata={
+            "help": "What tokens_per_batch counts: padded (rows times the longest) or real (without the padding)."
+        },
+    )
+    length_pool_size: int = field(
+        default=8192, metadata={"help": "Rows drawn at random, among which batches of like length are made."}
+    )
+    max_non_finite_losses: int = field(
+        default=3,
+        metadata={
+            "help": "Stop after so many steps in a row whose loss or gradients are not finite; each one before is left out. "
+            "0: never stop, and take such steps."
+        },
+    )
+    early_stopping_patience: int | None = field(
+        default=None,
+        metadata={
+            "help": "Stop after so many evaluations in a row without a better metric_for_best_model. Default: never."
+        },
+    )
+    early_stopping_threshold: float = field(
+        default=0.0, metadata={"help": "By how much the metric has to be better to count, in its own unit."}
     )
     # the stock filter logs a NaN loss as 0.0 and the run ends as if nothing had happened
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Hide non-finite losses from the log."})
@@ -78,10 +143,20 @@ class HfxTrainingArguments(TrainingArguments):
                 )
             if not 0 <= self.muon_beta2 < 1:
                 raise ValueError(f"muon_beta2={self.muon_beta2}: must be at least 0 and below 1, or none")
+        if self.layer_rate_decay is not None:
+            check_layer_rate_decay(self.layer_rate_decay)
         if self.learning_rate < 0:
             raise ValueError(f"learning_rate={self.learning_rate}: must not be negative")
         if not 0 <= self.muon_momentum < 1:
             raise ValueError(f"muon_momentum={self.muon_momentum}: must be at least 0 and below 1")
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            raise ValueError(f"ema_decay={self.ema_decay}: must be above 0 and below 1, or none")
+        if self.ema_decay is None and not self.ema_warmup:
+            raise ValueError("ema_warmup=False: has no effect without ema_decay; set it or leave this out")
+        if self.max_non_finite_losses < 0:
+            raise ValueError(
+                f"max_non_finite_losses={self.max_non_finite_losses}: must be a number of steps, or 0 for never"
+            )
         if self.z_loss_weight < 0:
             raise ValueError(f"z_loss_weight={self.z_loss_weight}: must not be negative")
         if not 0 <= self.label_smoothing_factor < 1:
@@ -89,6 +164,63 @@ class HfxTrainingArguments(TrainingArguments):
         for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
+        _check_early_stopping(self)
+        _check_token_batches(self)
+        metric = self.metric_for_best_model
+        if self.greater_is_better is None and metric is not None:
+            self.greater_is_better = not f"_{metric}".endswith(tuple(f"_{name}" for name in LOWER_IS_BETTER))
         super().__post_init__()
         if self.device.type == "cpu":
             self.dataloader_pin_memory = False  # there is nothing to copy to, and torch warns at every run
+
+
+def _check_early_stopping(args: HfxTrainingArguments) -> None:
+    patience, threshold = args.early_stopping_patience, args.early_stopping_threshold
+    if patience is None:
+        if threshold:
+            raise ValueError(
+                f"early_stopping_threshold={threshold}: has no effect without early_stopping_patience; set it or leave "
+                "this out"
+            )
+        return
+    if patience < 1:
+        raise ValueError(f"early_stopping_patience={patience}: must be at least 1 evaluation, or none")
+    if threshold < 0:
+        raise ValueError(f"early_stopping_threshold={threshold}: must not be negative")
+    if args.eval_strategy == "no":
+        raise ValueError(
+            f"early_stopping_patience={patience}: nothing is evaluated; set eval_strategy: steps or epoch, or leave it out"
+        )
+    if not args.load_best_model_at_end:
+        raise ValueError(
+            f"early_stopping_patience={patience}: the model kept would be the last, {patience} evaluations past the best; "
+            "set load_best_model_at_end: true"
+        )
+
+
+def _check_token_batches(args: HfxTrainingArguments) -> None:
+    def default(name: str):
+        return next(f.default for f in fields(args) if f.name == name)
+
+    if args.tokens_per_batch is None:
+        for name in ("tokens_per_batch_cost", "length_pool_size"):
+            if getattr(args, name) != default(name):
+                raise ValueError(
+                    f"{name}={getattr(args, name)!r}: has no effect without tokens_per_batch; set it or leave this out"
+                )
+        return
+    for name in ("tokens_per_batch", "length_pool_size"):
+        if getattr(args, name) < 1:
+            raise ValueError(f"{name}={getattr(args, name)}: must be at least 1")
+    if args.tokens_per_batch_cost not in COSTS:
+        raise ValueError(f"tokens_per_batch_cost={args.tokens_per_batch_cost!r}: must be {' or '.join(COSTS)}")
+    for name in (
+        "per_device_train_batch_size",
+        "auto_find_batch_size",
+        "dataloader_drop_last",
+        "train_sampling_strategy",
+    ):
+        if getattr(args, name) != default(name):
+            raise ValueError(
+                f"{name}={getattr(args, name)!r}: has no effect with tokens_per_batch; leave one of them out"
+            )

@@ -1,22 +1,40 @@
 """transformers' Trainer with the loss in chunks, our optimizers and schedules, and exact language-model evaluation."""
 
-import contextlib
 import copy
+import difflib
 import math
 from collections.abc import Mapping
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from pathlib import Path
 
+import datasets
 import torch
+from accelerate.data_loader import prepare_data_loader
 from accelerate.utils import gather_object
-from transformers import Trainer
+from torch.utils.data import DataLoader, IterableDataset
+from transformers import EarlyStoppingCallback, Trainer, TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_pt_utils import nested_detach
+from transformers.trainer_utils import seed_worker
 
 from hf_ext.models.language_modeling_head import LanguageModelingHead
 from hf_ext.models.scored_tokens import IGNORE_INDEX
 from hf_ext.training.arguments import HfxTrainingArguments
 from hf_ext.training.balance_experts import BalanceExperts, balanced_routers
+from hf_ext.training.layer_rates import distances_to_head, set_layer_rates
+from hf_ext.training.length_grouped_batches import (
+    TokenBatchSampler,
+    TokenBatchStream,
+    dataset_lengths,
+    length_columns,
+    row_lengths,
+)
+from hf_ext.training.non_finite import NonFiniteGuard
 from hf_ext.training.optimizers import create_optimizer
 from hf_ext.training.schedules import SCHEDULES, create_schedule
 from hf_ext.training.text_evaluation import TextEvaluation
+from hf_ext.training.weight_average import AverageWeights, WeightAverage
 
 
 class HfxTrainer(Trainer):
@@ -49,6 +67,27 @@ class HfxTrainer(Trainer):
         self.eval_num_bytes = eval_num_bytes
         self.eval_data_collator = eval_data_collator
         self.text_evaluations = dict(text_evaluations or {})
+        if self.args.early_stopping_patience is not None:
+            self.add_callback(
+                EarlyStoppingCallback(self.args.early_stopping_patience, self.args.early_stopping_threshold)
+            )
+        self.average: WeightAverage | None = None  # while training
+        self.resumed_from: str | None = None
+        self.has_best_weights = self._has_dropped_step = False
+        if self.args.ema_decay is not None:
+            if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+                raise ValueError(
+                    f"ema_decay={self.args.ema_decay}: not for weights sharded by FSDP or DeepSpeed; leave it out"
+                )
+            self.add_callback(AverageWeights(self))
+        self._guard = None
+        if self.args.max_non_finite_losses:
+            self._guard = NonFiniteGuard(self.args.max_non_finite_losses, self.args.output_dir, self.accelerator.reduce)
+        self._token_sampler: TokenBatchSampler | None = None
+        self._has_layer_rates = False
+        if self.args.layer_rate_decay is not None:
+            self._check_own_optimizer()
+            distances_to_head(self.model)  # refused here where there are no layers, before anything else happens
         self.is_language_model = isinstance(self._innermost_model(), LanguageModelingHead)
         if self.is_language_model:
             self.label_smoother = None  # the stock one needs the logits; ours is part of the chunked loss
@@ -83,7 +122,16 @@ class HfxTrainer(Trainer):
             batch_samples = [{"labels": positions, "shift_labels": positions} for positions in answers]
         return super()._get_num_items_in_batch(batch_samples, device)
 
+    def _check_own_optimizer(self) -> None:
+        if self.optimizer is not None and not self._has_layer_rates:
+            raise ValueError(
+                f"layer_rate_decay={self.args.layer_rate_decay}: has no effect on an optimizer made elsewhere; let the "
+                "Trainer make it, or leave it out"
+            )
+
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
+        if self.args.layer_rate_decay is not None:
+            self._check_own_optimizer()
         if self.optimizer is None and self.args.matrix_optimizer is not None:
             self.optimizer = create_optimizer(
                 self.model if model is None else model,
@@ -97,7 +145,12 @@ class HfxTrainer(Trainer):
                 muon_dtype=self.args.muon_dtype,
                 muon_beta2=self.args.muon_beta2,
             )
-        return super().create_optimizer(model)
+        if self.args.layer_rate_decay is None or self._has_layer_rates:
+            return super().create_optimizer(model)
+        optimizer = super().create_optimizer(model)
+        set_layer_rates(optimizer, self.model if model is None else model, self.args.layer_rate_decay)
+        self._has_layer_rates = True
+        return optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None):
         if self.lr_scheduler is None and self.args.lr_scheduler_type.value in SCHEDULES:
@@ -111,6 +164,93 @@ class HfxTrainer(Trainer):
             self._created_lr_scheduler = True
         return super().create_scheduler(num_training_steps, optimizer)
 
+    def _load_callback_state(self) -> None:
+        """Beside the stock work, which is off by default: the evaluations that early stopping has waited for."""
+        super()._load_callback_state()
+        saved = self.state.stateful_callbacks.get("EarlyStoppingCallback", {})
+        if self.args.early_stopping_patience is not None and isinstance(saved, dict):
+            for callback in self.callback_handler.callbacks:
+                if isinstance(callback, EarlyStoppingCallback):
+                    # the patience itself is the arguments', which may have been raised to go on for longer
+                    callback.early_stopping_patience_counter = saved.get("attributes", {}).get(
+                        "early_stopping_patience_counter", 0
+                    )
+
+    def _determine_best_metric(self, metrics, trial) -> bool:
+        wanted = self.args.metric_for_best_model
+        if wanted is not None and f"eval_{wanted.removeprefix('eval_')}" not in metrics:
+            there = [name.removeprefix("eval_") for name, value in metrics.items() if isinstance(value, int | float)]
+            close = difflib.get_close_matches(wanted.removeprefix("eval_"), there, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise ValueError(f"metric_for_best_model={wanted!r}: evaluation gives {', '.join(there)}{hint}")
+        return super()._determine_best_metric(metrics, trial)
+
+    def get_train_dataloader(self) -> DataLoader:
+        return super().get_train_dataloader() if self.args.tokens_per_batch is None else self._token_batches()
+
+    def _token_batches(self) -> DataLoader:
+        """Batches of `tokens_per_batch`; each process makes its own share, so that accelerate has nothing to split."""
+        dataset, args = self.train_dataset, self.args
+        if dataset is None:
+            raise ValueError(f"tokens_per_batch={args.tokens_per_batch}: there is no train_dataset")
+        if self.get_tp_size() * self.get_cp_size() * self.get_sp_size() > 1:
+            raise ValueError(
+                f"tokens_per_batch={args.tokens_per_batch}: for data parallelism only, not for rows that several processes "
+                "share; leave it out"
+            )
+        is_stream = isinstance(dataset, IterableDataset)
+        first = next(iter(dataset), {}) if is_stream else dataset[0] if len(dataset) else {}
+        columns = length_columns(
+            list(first),
+            length_column=args.length_column_name,
+            is_pair=bool(getattr(getattr(self._innermost_model(), "config", None), "is_encoder_decoder", False)),
+        )
+        options = {
+            "tokens_per_batch": args.tokens_per_batch,
+            "cost": args.tokens_per_batch_cost,
+            "pool_size": args.length_pool_size,
+            "seed": args.seed if args.data_seed is None else args.data_seed,
+            "num_processes": args.world_size,
+            "process_index": args.process_index,
+        }
+        collator = self.data_collator
+        if is_stream:
+            dataset = TokenBatchStream(dataset, partial(row_lengths, columns=columns), **options)
+            batches = {"batch_size": None}
+        else:
+            self._token_sampler = TokenBatchSampler(dataset_lengths(dataset, columns), **options)
+            batches = {"batch_sampler": self._token_sampler}
+        if isinstance(dataset, datasets.Dataset):
+            dataset = self._remove_unused_columns(dataset, description="Training")
+        else:
+            collator = self._get_collator_with_removed_columns(collator, description="Training")
+        loader = DataLoader(
+            dataset,
+            collate_fn=collator,
+            num_workers=args.dataloader_num_workers,
+            pin_memory=args.dataloader_pin_memory,
+            persistent_workers=args.dataloader_persistent_workers,
+            multiprocessing_context=args.dataloader_multiprocessing_context,
+            prefetch_factor=args.dataloader_prefetch_factor,
+            worker_init_fn=partial(seed_worker, num_workers=args.dataloader_num_workers, rank=args.process_index),
+            **batches,
+        )
+        return prepare_data_loader(
+            loader,
+            self.accelerator.device,
+            num_processes=1,
+            process_index=0,
+            put_on_device=True,
+            dispatch_batches=False,
+        )
+
+    def get_total_train_batch_size(self, args) -> int:
+        """Rows an optimizer step; of batches by tokens, their mean."""
+        if self._token_sampler is None:
+            return super().get_total_train_batch_size(args)
+        sampler = self._token_sampler
+        return round(len(sampler.lengths) / len(sampler) * args.gradient_accumulation_steps)
+
     def get_eval_dataloader(self, eval_dataset=None):
         with self._evaluation_collator():
             return super().get_eval_dataloader(eval_dataset)
@@ -119,7 +259,7 @@ class HfxTrainer(Trainer):
         with self._evaluation_collator():
             return super().get_test_dataloader(test_dataset)
 
-    @contextlib.contextmanager
+    @contextmanager
     def _evaluation_collator(self):
         in_training = self.data_collator
         if self.eval_data_collator is not None:
@@ -136,6 +276,82 @@ class HfxTrainer(Trainer):
                 inputs["label_smoothing"] = self.args.label_smoothing_factor
                 inputs["z_loss_weight"] = self.args.z_loss_weight
         return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+
+    def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if self._guard is not None:
+            self._guard.add(loss)
+        return loss
+
+    def _get_grad_norm(self, model, grad_norm=None):
+        """Called once before every optimizer step; one that isn't finite gets no gradients, and so moves nothing."""
+        grad_norm = super()._get_grad_norm(model, grad_norm)
+        if self._guard is not None:
+            # a loss scaler has gradients overflow on purpose, and leaves out those steps itself
+            has_scaler = self.accelerator.scaler is not None
+            finite = self._guard.is_finite(self.state.global_step + 1, None if has_scaler else grad_norm)
+            self._has_dropped_step = not finite and not has_scaler
+            if self._has_dropped_step:
+                model.zero_grad()
+                for router in balanced_routers(self._innermost_model()):
+                    router.expert_load.zero_()
+        return grad_norm
+
+    @property
+    def step_was_skipped(self) -> bool:
+        """Whether the last optimizer step moved nothing: not finite, or dropped by a loss scaler."""
+        return self._has_dropped_step or self.accelerator.optimizer_step_was_skipped
+
+    def train(self, *args, **kwargs):
+        self.resumed_from, self.has_best_weights = None, False
+        return super().train(*args, **kwargs)
+
+    def _load_optimizer_and_scheduler(self, checkpoint) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        self.resumed_from = checkpoint
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        self.has_best_weights = True
+        self._load_average(self.state.best_model_checkpoint)
+
+    def _load_average(self, checkpoint: str) -> None:
+        """Where there is an average, it is what counts of a checkpoint."""
+        if self.args.ema_decay is not None:
+            average = self.average or WeightAverage(self.model, self.args.ema_decay)
+            average.load(checkpoint)
+            average.copy_to_model()
+
+    def load_finished(self, checkpoint: str) -> None:
+        """Take over a run that has nothing left to train: its state, and the weights that it kept (the best, the average).
+
+        Args:
+            checkpoint: its last.
+        """
+        self.state = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME))
+        best = self.state.best_model_checkpoint
+        if self.args.load_best_model_at_end and best is not None and Path(best).is_dir():
+            self._load_best_model()
+        else:
+            self._load_from_checkpoint(checkpoint)
+            self._load_average(checkpoint)
+
+    def log(self, logs, start_time=None) -> None:
+        if self._guard is not None and self._guard.num_skipped and "loss" in logs:
+            logs["skipped_steps"] = self._guard.num_skipped
+        super().log(logs, start_time)
+        if "loss" in logs and self.is_in_train:
+            # the stock reset is loss -= loss, which leaves a NaN a NaN in every entry to come
+            self._tr_loss.nan_to_num_(0.0, 0.0, 0.0)
+
+    def save_model(self, output_dir=None, _internal_call=False) -> None:
+        if self._guard is not None and not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            self._guard.check_weights(self.model, self.state.global_step)
+        is_checkpoint = _internal_call
+        with nullcontext() if self.average is None or is_checkpoint else self.average.in_place():
+            super().save_model(output_dir, _internal_call)
+        if self.average is not None and is_checkpoint and self.args.should_save:
+            self.average.save(output_dir)  # a checkpoint has the weights themselves, to go on from exactly
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         if not (self.is_language_model and "labels" in inputs):
@@ -159,10 +375,14 @@ class HfxTrainer(Trainer):
         # total negative log-likelihood (nats) and tokens; fp64, so that the order of the batches doesn't show
         self._evaluated = torch.zeros(2, dtype=torch.float64)
         # a data loader takes a draw whenever it begins; without this, objectives that draw would train otherwise for it
-        with torch.random.fork_rng(devices=[], enabled=self.eval_data_collator is not None):
+        draws = torch.random.fork_rng(devices=[], enabled=self.eval_data_collator is not None)
+        with draws, nullcontext() if self.average is None else self.average.in_place():
             output = super().evaluation_loop(
                 dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
             )
+            if metric_key_prefix in self.text_evaluations:
+                scores = self._score_texts(self.text_evaluations[metric_key_prefix])
+                output.metrics |= {f"{metric_key_prefix}_{name}": value for name, value in scores.items()}
         total, num_tokens = self.accelerator.reduce(self._evaluated.to(self.args.device), "sum").tolist()
         if num_tokens:
             loss = total / num_tokens
@@ -173,9 +393,6 @@ class HfxTrainer(Trainer):
             if self.eval_num_bytes:
                 bits = total / math.log(2) / self.eval_num_bytes
                 output.metrics[f"{metric_key_prefix}_bits_per_byte"] = bits
-        if metric_key_prefix in self.text_evaluations:
-            scores = self._score_texts(self.text_evaluations[metric_key_prefix])
-            output.metrics |= {f"{metric_key_prefix}_{name}": value for name, value in scores.items()}
         return output
 
     def _score_texts(self, evaluation: TextEvaluation) -> dict[str, float]:

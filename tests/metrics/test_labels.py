@@ -94,6 +94,10 @@ def test_several_labels_by_hand():
     assert scores["label_ranking_average_precision"] == pytest.approx((1 + 1 / 2 + 1) / 3)
 
 
+def test_a_score_at_the_threshold_is_not_above_it():
+    assert compute("multilabel_classification", [[0.5, 0.5]], [[0, 0]])["subset_accuracy"] == 1.0
+
+
 def test_several_labels_are_those_of_scikit_learn():
     rng = np.random.default_rng(1)
     logits, references = rng.normal(size=(60, 5)), rng.integers(0, 2, (60, 5))

@@ -18,7 +18,7 @@ from hf_ext.metrics import METRICS, compute, load_metric
 from hf_ext.metrics.loading import metric_file
 
 
-# Sums of a few hundred floats in another order: rounding alone.
+# Sums of a few hundred floats in another order, and exp(log 100): rounding alone.
 ROUNDING = 1e-9
 WORDS = ["the", "a", "hund", "läuft", "über", "den", "strand", "und", "two", "men", "talk", "in", "red", "."]
 
@@ -80,8 +80,11 @@ def test_examples_of_the_description(name):
 
 @pytest.mark.parametrize("name", METRICS)
 def test_evaluate_load_of_the_file_without_a_network(name, monkeypatch, tmp_path):
-    def refuse(*args):
-        raise AssertionError("a metric asked for the network")
+    asked = []
+
+    def refuse(*args, **kwargs):
+        asked.append(args)
+        raise OSError("no network")
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
@@ -92,6 +95,7 @@ def test_evaluate_load_of_the_file_without_a_network(name, monkeypatch, tmp_path
     assert type(loaded).__name__ == type(load_metric(name)).__name__
     assert loaded.name == name
     assert_same(loaded.compute(**inputs(predictions, references)), compute(name, predictions, references))
+    assert not asked
 
 
 def _modules_in(folder, monkeypatch):
@@ -124,11 +128,20 @@ def test_batches_and_order_do_not_matter(name):
     assert_same(compute(name, *shuffled), expected)
 
 
+# The scores that may be below 0 or above 1 (100 where that is the scale); counts and signatures aside.
+UNBOUNDED = {"mse", "mae", "r2", "perplexity", "loss", "bits_per_byte", "bits_per_character"}
+CORRELATIONS = {"pearson", "spearman", "matthews_correlation"}
+
+
+@pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("name", METRICS)
-def test_all_numbers_are_finite_and_of_python(name):
-    for value in compute(name, *rows_of(random.Random(2), name, count=3)).values():
-        assert type(value) in (float, int, str)
-        assert isinstance(value, str) or math.isfinite(value)
+def test_scores_are_finite_and_within_their_bounds(name, seed):
+    best = 100 if name in ("chrf", "sacrebleu", "squad") else 1
+    for key, value in compute(name, *rows_of(random.Random(seed), name, count=3)).items():
+        assert type(value) in (float, int, str), key  # of Python, so that JSON takes them
+        if isinstance(value, float):
+            assert math.isfinite(value), key
+            assert key in UNBOUNDED or (-1 if key in CORRELATIONS else 0) <= value <= best + ROUNDING, key
 
 
 PERFECT = {
@@ -182,6 +195,11 @@ def test_two_metrics_at_once_do_not_mix(tmp_path):
     second.add_batch(predictions=[0, 0], references=[1, 1])
     assert first.compute() == {"accuracy": 1.0}
     assert second.compute() == {"accuracy": 0.0}
+
+
+def test_evaluate_combines_them():
+    both = evaluate.combine([load_metric("accuracy"), load_metric("f1")])
+    assert both.compute(predictions=[1, 0, 1], references=[1, 0, 0]) == {"accuracy": 2 / 3, "f1": 2 / 3}
 
 
 def test_a_metric_can_be_sent_to_another_process():

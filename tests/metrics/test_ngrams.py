@@ -32,7 +32,9 @@ def test_repetition_by_hand():
 def test_the_longest_repeat_is_the_longest_of_all():
     rng = random.Random(0)
     for _ in range(200):
-        tokens = rng.choices("ab" if rng.random() < 0.5 else "abcdefgh", k=rng.randint(0, 14))
+        tokens = rng.choices(
+            "a" if rng.random() < 0.2 else "ab" if rng.random() < 0.5 else "abcdefgh", k=rng.randint(0, 14)
+        )
         every = [
             length
             for length in range(1, len(tokens))
@@ -41,3 +43,7 @@ def test_the_longest_repeat_is_the_longest_of_all():
             if tokens[first : first + length] == tokens[second : second + length]
         ]
         assert longest_repeat(tokens) == max(every, default=0)
+
+
+def test_a_long_loop_is_measured_at_once():
+    assert longest_repeat(["a", "b", "c"] * 20_000) == 60_000 - 3

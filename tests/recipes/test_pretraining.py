@@ -174,7 +174,9 @@ def test_every_objective_on_wikitext(name, tmp_path, real_data):
     at_the_end = json.loads((tmp_path / "run" / "eval_results.json").read_text())["eval_loss"]
     assert len(held_out) == 3
     assert held_out[1] < held_out[0]
-    assert at_the_end == pytest.approx(held_out[1], rel=1e-6) == held_out[2]  # the same questions asked of the same model
+    assert (
+        at_the_end == pytest.approx(held_out[1], rel=1e-6) == held_out[2]
+    )  # the same questions asked of the same model
     card = (tmp_path / "run" / "README.md").read_text()
     assert "| objective |" in card
 

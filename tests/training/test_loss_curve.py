@@ -4,8 +4,9 @@ import math
 import struct
 
 import pytest
+from matplotlib.figure import Figure
 
-from hf_ext.training.loss_curve import draw_loss_curve
+from hf_ext.training.loss_curve import draw_loss_curve, metric_names
 
 
 def test_png_of_a_log(tmp_path):
@@ -23,3 +24,40 @@ def test_nothing_to_draw(tmp_path):
     with pytest.raises(ValueError, match="log_history: holds no loss"):
         draw_loss_curve([{"step": 1, "learning_rate": 0.1}], tmp_path / "loss.png")
     assert not list(tmp_path.iterdir())
+
+
+LOG = [
+    {"step": 1, "loss": 3.0},
+    {"step": 2, "eval_loss": 2.0, "eval_accuracy": 0.5, "eval_bleu": 12, "eval_runtime": 1.0, "eval_tokens": 7},
+    {"step": 4, "eval_loss": 2.5, "eval_accuracy": math.nan, "eval_name": "x", "eval_flag": True, "eval_f1": 0.3},
+    {"step": 4, "loss": 1.0, "train_runtime": 3.0},
+    {"step": 4, "eval_loss": 2.0, "eval_accuracy": 0.5, "eval_f1": 0.9},  # the best weights, evaluated at the end
+]
+
+
+def test_every_metric_of_the_evaluations_gets_a_panel(tmp_path, monkeypatch):
+    assert metric_names(LOG) == ["eval_accuracy", "eval_bleu", "eval_f1"]
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path: drawn.append(figure))
+    draw_loss_curve(LOG, tmp_path / "loss.png", best_step=2, unit="nats")
+    loss, *panels = drawn[0].axes
+    assert loss.get_ylabel() == "loss, nats"
+    assert [panel.get_title(loc="left") for panel in panels] == [
+        "accuracy, 0.5 at the best step, nan at the end",
+        "bleu, 12 at the end",  # evaluated once
+        "f1, 0.3 at the end",
+    ]
+    points = [[line.get_xydata().tolist() for line in panel.lines] for panel in panels]
+    accuracy, bleu, f1 = points
+    assert accuracy[0] == [[2, 0.5]]
+    assert [[2, 0.5]] in accuracy[1:]  # the ring
+    assert bleu[0] == [[2, 12]]
+    assert f1 == [[[4, 0.3]]]  # nothing at the best step to mark
+    assert any("best by its metric, step 2" in text.get_text() for text in loss.get_legend().get_texts())
+
+
+def test_many_metrics_stand_in_columns(tmp_path):
+    log = [*LOG, *({"step": 4, f"eval_metric{i}": i} for i in range(7))]
+    draw_loss_curve(log, tmp_path / "loss.png")
+    content = (tmp_path / "loss.png").read_bytes()
+    assert struct.unpack(">II", content[16:24]) == ((8 + 3 * 4) * 120, math.ceil(1.7 * 4 * 120))

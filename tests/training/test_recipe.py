@@ -215,3 +215,21 @@ def test_every_recipe_of_the_repository_parses():
     for path in sorted(folder.glob("*.yaml")):
         assert set(yaml.safe_load(path.read_text(encoding="utf-8"))) <= set(PRETRAINING)
         load_recipe([str(path)], PRETRAINING)
+
+
+def test_a_whole_section_takes_the_recipes_place(recipe_file):
+    recipe = load_recipe(
+        [str(recipe_file), "--model", "{path: there}", "--data={size: 3}", "--model.dtype", "bfloat16"], SECTIONS
+    )
+    assert recipe.model == {"path": "there", "dtype": "bfloat16"}
+    assert recipe.values["data"] == {"size": 3}
+    assert recipe.data.fraction == 0.1
+    for argv, message in (
+        (["--model"], "--model: is a section; give a mapping"),
+        (["--data", "5"], "--data: is a section; give a mapping"),
+        (["--data", "{sise: 5}"], "data.sise: no such field; did you mean 'size'"),
+        (["--data", "{size: five}"], "data.size='five': must be int or null"),
+    ):
+        with pytest.raises(RecipeError) as caught:
+            load_recipe([str(recipe_file), *argv], SECTIONS)
+        assert message in str(caught.value)
