@@ -51,6 +51,7 @@ class RunFacts:
         metrics: name -> value; those in `headline` go into the Hub's model-index.
         training: name -> value: steps, tokens, batch, optimizer, time.
         command, recipe: how to repeat it.
+        usage: how to use the model, with {folder} and {prompt} to fill in. Default: as its task in `USAGE`.
         samples: [{"prompt", "text"}]. curve: file name of the loss curve beside the card.
     """
 
@@ -66,6 +67,7 @@ class RunFacts:
     headline: tuple[str, ...] = ()
     task: str = "text-generation"
     samples: list[dict[str, str]] = field(default_factory=list)
+    usage: str | None = None
     curve: str | None = None
     license: str = "apache-2.0"
 
@@ -118,7 +120,7 @@ def model_card(model: PreTrainedModel, folder: str | Path, facts: RunFacts) -> M
 
 def _usage(facts: RunFacts, folder_name: str) -> str:
     prompt = json.dumps(facts.samples[0]["prompt"] if facts.samples else "Once")
-    return USAGE[facts.task].replace("{folder}", folder_name).replace("{prompt}", prompt)
+    return (facts.usage or USAGE[facts.task]).replace("{folder}", folder_name).replace("{prompt}", prompt)
 
 
 def without_local_paths(text: str) -> str:
