@@ -98,7 +98,12 @@ def metric_names(log_history: list[dict]) -> list[str]:
 
 
 def _series(log_history: list[dict], name: str) -> Series:
-    return [(entry["step"], entry[name]) for entry in log_history if name in entry and "step" in entry]
+    """The first value of each step: once training is over the best weights are evaluated again, at the last step."""
+    found: dict[int, float] = {}
+    for entry in log_history:
+        if name in entry and "step" in entry:
+            found.setdefault(entry["step"], entry[name])
+    return list(found.items())
 
 
 def _draw(axes: Axes, series: Series, color: str, marker: str | None, label: str | None) -> None:

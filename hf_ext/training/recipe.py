@@ -1,6 +1,6 @@
 """Recipes: a YAML of sections, each read into a dataclass, every field of which the command line can override.
 
-    train.py recipe.yaml --training.learning_rate 3e-4 --max_steps=100 --resume auto
+    train.py recipe.yaml --training.learning_rate 3e-4 --max_steps=100 --resume auto --model '{path: outputs/masked}'
 
 What can't be meant is refused in one line before anything else happens: unknown sections and fields (with the nearest
 name), values of the wrong type, duplicate keys, broken YAML.
@@ -19,6 +19,7 @@ from pathlib import Path
 
 import yaml
 from huggingface_hub.errors import StrictDataclassError
+from tqdm import tqdm
 
 from hf_ext.training.non_finite import NonFiniteError
 
@@ -59,7 +60,8 @@ def load_recipe(argv: list[str], sections: Mapping[str, type]) -> Recipe:
 
     Args:
         argv: the YAML's path, then `--section.field value`, `--field value` where one section alone has it, or with `=`;
-            a boolean field needs no value. Also `--resume [auto | PATH]` and `--help`.
+            a boolean field needs no value. `--section '{field: value}'` replaces a whole section. Also
+            `--resume [auto | PATH]` and `--help`.
         sections: name -> dataclass, or `dict` for a mapping that the caller checks.
 
     Raises:
@@ -74,16 +76,14 @@ def load_recipe(argv: list[str], sections: Mapping[str, type]) -> Recipe:
             f"command line: {len(paths)} recipes given ({', '.join(paths) or 'none'}); name one YAML file"
         )
     path = Path(paths[0])
-    given = _read_yaml(path)
+    given = read_yaml(path)
     for name in given:
         if name not in sections:
             raise RecipeError(f"{path}: no section {name!r}{_nearest(name, sections)}")
     values = {name: dict(given.get(name) or {}) for name in sections}
     hints = {name: _field_types(kind) for name, kind in sections.items()}
     for name, section in values.items():
-        if hints[name] is not None:
-            for field, value in section.items():
-                section[field] = _coerce(value, _field_type(name, field, hints), f"{name}.{field}")
+        values[name] = _coerce_section(name, section, hints)
 
     resume = None
     for key, raw in options:
@@ -91,6 +91,9 @@ def load_recipe(argv: list[str], sections: Mapping[str, type]) -> Recipe:
             if raw == "":
                 raise RecipeError("--resume='': names no checkpoint; give its path, auto, or no value at all")
             resume = True if raw is None else raw
+            continue
+        if key in hints:
+            values[key] = _whole_section(key, raw, hints)
             continue
         name, field = _locate(key, hints)
         if raw is None and (hints[name] is None or not _accepts(bool, hints[name][field])):
@@ -104,6 +107,21 @@ def load_recipe(argv: list[str], sections: Mapping[str, type]) -> Recipe:
     return Recipe(path, built, {k: v for k, v in values.items() if v}, resume)
 
 
+def _whole_section(name: str, raw: str | None, hints: dict) -> dict:
+    """A section given as one: it takes the place of the recipe's."""
+    section = None if raw is None else _parse(raw, name)
+    if not isinstance(section, dict):
+        given = f"--{name}" if raw is None else f"--{name}={raw!r}"
+        raise RecipeError(f"{given}: must be a mapping such as '{{field: value}}'; for a field write --{name}.field")
+    return _coerce_section(name, section, hints)
+
+
+def _coerce_section(name: str, section: dict, hints: dict) -> dict:
+    if hints[name] is None:
+        return section
+    return {f: _coerce(value, _field_type(name, f, hints), f"{name}.{f}") for f, value in section.items()}
+
+
 def run_recipe_main(main: Callable[[list[str]], None]) -> None:
     """Run a script's main; a user's mistake is one line on stderr and exit code 2, a loss that isn't finite code 3.
 
@@ -115,20 +133,21 @@ def run_recipe_main(main: Callable[[list[str]], None]) -> None:
     try:
         main(argv)
     except KeyboardInterrupt:
-        print("\ninterrupted; --resume goes on from the last checkpoint", file=sys.stderr)
+        tqdm.write("interrupted; --resume goes on from the last checkpoint", file=sys.stderr)
         raise SystemExit(130) from None
     except NonFiniteError as error:
-        print(f"error: {error}", file=sys.stderr)
+        tqdm.write(f"error: {error}", file=sys.stderr)
         raise SystemExit(3) from None
     except (ValueError, StrictDataclassError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        tqdm.write(f"error: {' '.join(str(error).split())}", file=sys.stderr)  # on a line of its own, below the bars
         raise SystemExit(2) from None
 
 
 def describe(sections: Mapping[str, type]) -> str:
     """The help: every section's fields with type, default and meaning."""
     lines = [
-        "usage: train.py RECIPE.yaml [--section.field VALUE ...] [--resume [auto | CHECKPOINT]] [--traceback]",
+        "usage: train.py RECIPE.yaml [--section.field VALUE ...] [--section '{…}'] [--resume [auto | CHECKPOINT]]",
+        "  --section '{…}' replaces the recipe's whole section; --traceback shows where a mistake was noticed",
         "  --resume goes on from the last checkpoint, and fails where there is none; auto starts anew there",
     ]
     for name, kind in sections.items():
@@ -187,7 +206,8 @@ _Loader.add_implicit_resolver(
 )
 
 
-def _read_yaml(path: Path) -> dict:
+def read_yaml(path: Path) -> dict:
+    """A recipe as it is written, section by section; RecipeError where it is none."""
     if not path.is_file():
         beside = sorted(p.name for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
         there = f"; there are {', '.join(beside)}" if beside else ""

@@ -31,6 +31,7 @@ LOG = [
     {"step": 2, "eval_loss": 2.0, "eval_accuracy": 0.5, "eval_bleu": 12, "eval_runtime": 1.0, "eval_tokens": 7},
     {"step": 4, "eval_loss": 2.5, "eval_accuracy": math.nan, "eval_name": "x", "eval_flag": True, "eval_f1": 0.3},
     {"step": 4, "loss": 1.0, "train_runtime": 3.0},
+    {"step": 4, "eval_loss": 2.0, "eval_accuracy": 0.5, "eval_f1": 0.9},  # the best weights, evaluated at the end
 ]
 
 
