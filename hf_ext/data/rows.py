@@ -9,6 +9,7 @@ from datasets import Dataset, concatenate_datasets, load_dataset
 from transformers.utils import logging
 
 from hf_ext.data.files import load_files, load_from_hub, resolve_data_files
+from hf_ext.data.python_library import PYTHON_LIBRARY, load_python_library
 from hf_ext.models.configuration_choices import check_known, nearest
 
 
@@ -20,7 +21,10 @@ SPLITS = ("train", "validation", "test")
 class RowArguments:
     """The rows to train, validate and test on. Exactly one of `dataset_name` and `data_files` is given."""
 
-    dataset_name: str | None = field(default=None, metadata={"help": "Hub data set, or local data set folder."})
+    dataset_name: str | None = field(
+        default=None,
+        metadata={"help": f"Hub data set, local data set folder, or {PYTHON_LIBRARY}: texts that every machine has."},
+    )
     dataset_config_name: str | None = field(
         default=None, metadata={"help": "Configuration of the Hub data set, for those that have several."}
     )
@@ -93,6 +97,19 @@ class RowArguments:
         for split in splits:
             if splits.count(split) > 1:
                 raise ValueError(f"data: split {split!r} is named twice; train, validation and test need one each")
+        if self.dataset_name == PYTHON_LIBRARY:
+            only_value = {
+                "train_split": "train",
+                "validation_split": None,
+                "test_split": None,
+                "dataset_config_name": None,
+            }
+            for name, only in only_value.items():
+                if getattr(self, name) != only:
+                    raise ValueError(
+                        f"data.{name}: {getattr(self, name)!r}: {PYTHON_LIBRARY} has the one split 'train' and no "
+                        "configurations; leave it out"
+                    )
         if self.data_files is None:
             for name in ("column_names", "json_field"):
                 if getattr(self, name) is not None:
@@ -152,7 +169,9 @@ def load_rows(
     """
     if columns is not None:
         check_known("data.columns", arguments.columns, [*columns, *optional])
-    if arguments.data_files is None:
+    if arguments.dataset_name == PYTHON_LIBRARY:
+        raw = {"train": load_python_library()}
+    elif arguments.data_files is None:
         raw = load_from_hub(arguments)
     elif arguments.has_parallel_files:
         raw = {split: _load_parallel(arguments, split, files) for split, files in arguments.data_files.items()}

@@ -80,6 +80,7 @@ class RunFacts:
     headline: tuple[str, ...] = ()
     task: str = "text-generation"
     samples: list[dict[str, str]] = field(default_factory=list)
+    usage: str | None = None
     curve: str | None = None
     license: str = "apache-2.0"
 
@@ -134,7 +135,7 @@ def _usage(facts: RunFacts, folder_name: str) -> str:
     shown = {"prompt": "Once", "context": "", **(facts.samples[0] if facts.samples else {})}
     values = {"folder": folder_name, **{name: json.dumps(shown[name]) for name in ("prompt", "context")}}
     # in one go, for a text may have braces itself
-    return re.sub(r"\{(folder|prompt|context)\}", lambda match: values[match[1]], USAGE[facts.task])
+    return re.sub(r"\{(folder|prompt|context)\}", lambda match: values[match[1]], facts.usage or USAGE[facts.task])
 
 
 def without_local_paths(text: str) -> str:
