@@ -113,10 +113,10 @@ class DistillationTrainer(HfxTrainer):
 
     def _language_model_loss(self, said, taught, num_items) -> torch.Tensor:
         """Over the tokens that have a label, in chunks: the two models' scores never exist whole."""
-        (student, states, targets), (teacher, teacher_states, _) = said, taught
-        scored = (targets != IGNORE_INDEX).flatten()
-        states, teacher_states = (s.flatten(0, -2)[scored] for s in (states, teacher_states))
-        items = scored.sum().clamp(min=1) if num_items is None else num_items
+        (student, states, _), (teacher, teacher_states, _) = said, taught
+        # in training a masked language model passes the tokens with a label alone
+        states, teacher_states = (s.flatten(0, -2)[(t != IGNORE_INDEX).flatten()] for _, s, t in (said, taught))
+        items = max(1, len(states)) if num_items is None else num_items
         length = max(1, CHUNK_NUMBERS // student.lm_head.weight.shape[0])
         total = states.new_zeros((), dtype=torch.float32)
         for start in range(0, len(states), length):
@@ -148,7 +148,7 @@ class DistillationTrainer(HfxTrainer):
         return total / (kept.sum().clamp(min=1) if num_items is None else num_items)
 
     def _hidden_loss(self, outputs, teacher_outputs, inputs, num_items) -> torch.Tensor:
-        """1 - cos of the pairs' outputs, a mean over what the labels' loss is one over: scored tokens, else rows (and of a row
+        """1 - cos of the pairs' outputs, a mean over scored tokens, as the labels' loss is, else rows (and of a row
         its tokens)."""
         config, labels = self._innermost_model().config, inputs["labels"]
         name = "decoder_hidden_states" if config.is_encoder_decoder else "hidden_states"
