@@ -5,6 +5,7 @@ from hf_ext.data.pair_packing import pack_pairs
 from hf_ext.data.python_library import PYTHON_LIBRARY, PYTHON_LIBRARY_LICENSE, iter_python_library
 from hf_ext.data.rows import RowArguments, load_rows
 from hf_ext.data.sources import DataArguments, load_documents
+from hf_ext.data.squad_rows import unfold_squad
 from hf_ext.data.tokenizer_training import TOKENIZER_KINDS, train_tokenizer
 
 
@@ -24,5 +25,6 @@ __all__ = [
     "pack_pairs",
     "resolve_data_files",
     "train_tokenizer",
+    "unfold_squad",
     "utf8_bytes",
 ]

@@ -126,13 +126,18 @@ def load_files(arguments) -> dict[str, Dataset | IterableDataset]:
     if arguments.column_names is not None:
         options |= {"column_names": arguments.column_names, "header": None}
     try:
-        return load_dataset(
-            _LOADERS[file_format],
-            # The loader takes every name for a pattern.
-            data_files={split: [glob.escape(path) for path in paths] for split, paths in files.items()},
-            streaming=arguments.streaming,
-            **options,
-        )
+        # One split at a time: together they would have to have the same columns, though a test set may have more. And
+        # escaped, since the loader takes every name for a pattern.
+        return {
+            split: load_dataset(
+                _LOADERS[file_format],
+                data_files={split: [glob.escape(path) for path in paths]},
+                split=split,
+                streaming=arguments.streaming,
+                **options,
+            )
+            for split, paths in files.items()
+        }
     except (DatasetGenerationError, ValueError) as error:
         raise unreadable(arguments, error) from error
 

@@ -9,6 +9,7 @@ import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
+from datasets import Dataset, Features, IterableDataset, Value
 from transformers.utils import logging
 
 
@@ -41,6 +42,16 @@ def iter_python_library(*, max_bytes: int | None = None) -> Iterator[dict[str, s
     if max_bytes is not None and max_bytes < 1:
         raise ValueError(f"max_bytes: {max_bytes} must be at least 1 byte, or None for the whole library")
     return _read_documents(_library_folder(), max_bytes)
+
+
+def load_python_library(*, streaming: bool = False) -> Dataset | IterableDataset:
+    """What `iter_python_library` yields as a data set, with the columns `text` and `path`."""
+    features = Features({"text": Value("string"), "path": Value("string")})
+    iter_python_library()  # raises at once where there is none
+    if streaming:
+        return IterableDataset.from_generator(iter_python_library, features=features)
+    # The generator's own hash would not see that another Python has another library.
+    return Dataset.from_generator(iter_python_library, features=features, fingerprint=python_library_fingerprint()[:32])
 
 
 def python_library_fingerprint() -> str:

@@ -2,13 +2,14 @@
 
 import copy
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from datasets import Dataset, concatenate_datasets, load_dataset
 from transformers.utils import logging
 
 from hf_ext.data.files import load_files, load_from_hub, resolve_data_files
+from hf_ext.data.python_library import PYTHON_LIBRARY, load_python_library
 from hf_ext.models.configuration_choices import check_known, nearest
 
 
@@ -20,7 +21,10 @@ SPLITS = ("train", "validation", "test")
 class RowArguments:
     """The rows to train, validate and test on. Exactly one of `dataset_name` and `data_files` is given."""
 
-    dataset_name: str | None = field(default=None, metadata={"help": "Hub data set, or local data set folder."})
+    dataset_name: str | None = field(
+        default=None,
+        metadata={"help": f"Hub data set, local data set folder, or {PYTHON_LIBRARY}: texts that every machine has."},
+    )
     dataset_config_name: str | None = field(
         default=None, metadata={"help": "Configuration of the Hub data set, for those that have several."}
     )
@@ -49,6 +53,13 @@ class RowArguments:
     validation_fraction: float | None = field(
         default=None, metadata={"help": "Share of the training rows held out where no split is. Default: 0.1."}
     )
+    group_column: str | None = field(
+        default=None,
+        metadata={
+            "help": "Column whose value keeps rows together when some are held out: those of one value fall on one side. "
+            "Default: the task's, where it has one."
+        },
+    )
     max_train_rows: int | None = field(default=None, metadata={"help": "Train on the first rows only."})
     max_validation_rows: int | None = field(default=None, metadata={"help": "Validate on the first rows only."})
     max_test_rows: int | None = field(default=None, metadata={"help": "Test on the first rows only."})
@@ -71,6 +82,11 @@ class RowArguments:
                 f"data.validation_fraction: {fraction} has no effect with validation_split "
                 f"{self.validation_split!r}; leave one out"
             )
+        if self.group_column is not None and self.validation_split is not None:
+            raise ValueError(
+                f"data.group_column: {self.group_column!r} has no effect with validation_split "
+                f"{self.validation_split!r}; leave one out"
+            )
         for name in ("max_train_rows", "max_validation_rows", "max_test_rows"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -81,6 +97,19 @@ class RowArguments:
         for split in splits:
             if splits.count(split) > 1:
                 raise ValueError(f"data: split {split!r} is named twice; train, validation and test need one each")
+        if self.dataset_name == PYTHON_LIBRARY:
+            only_value = {
+                "train_split": "train",
+                "validation_split": None,
+                "test_split": None,
+                "dataset_config_name": None,
+            }
+            for name, only in only_value.items():
+                if getattr(self, name) != only:
+                    raise ValueError(
+                        f"data.{name}: {getattr(self, name)!r}: {PYTHON_LIBRARY} has the one split 'train' and no "
+                        "configurations; leave it out"
+                    )
         if self.data_files is None:
             for name in ("column_names", "json_field"):
                 if getattr(self, name) is not None:
@@ -116,16 +145,23 @@ class RowArguments:
 
 
 def load_rows(
-    arguments: RowArguments, columns: Sequence[str] | None, optional: Sequence[str] = ()
+    arguments: RowArguments,
+    columns: Sequence[str] | None,
+    optional: Sequence[str] = (),
+    *,
+    unfold: Callable[[Dataset], Dataset] | None = None,
+    group: str | None = None,
 ) -> dict[str, Dataset]:
     """The splits "train", "validation" and, where it is asked for, "test", each with the task's columns under their names.
 
     Without `validation_split`, a row is held out if a hash of it falls below `validation_fraction`: the choice depends on
-    neither order nor seed, and two copies of a row fall on one side.
+    neither order nor seed, and two copies of a row fall on one side; so do all rows of one value of `group_column`.
 
     Args:
         columns: the task's names of the columns that must be there; None: all columns as they are.
         optional: those that may be there.
+        unfold: makes the task's rows of what was read, before anything else is done with them.
+        group: the task's `group_column` where the arguments have none.
 
     Raises:
         FileNotFoundError: a file, or a Hub data set that can't be reached.
@@ -133,18 +169,30 @@ def load_rows(
     """
     if columns is not None:
         check_known("data.columns", arguments.columns, [*columns, *optional])
-    if arguments.data_files is None:
+    if arguments.dataset_name == PYTHON_LIBRARY:
+        raw = {"train": load_python_library()}
+    elif arguments.data_files is None:
         raw = load_from_hub(arguments)
     elif arguments.has_parallel_files:
         raw = {split: _load_parallel(arguments, split, files) for split, files in arguments.data_files.items()}
     else:
         raw = load_files(arguments)
+    if unfold is not None:
+        raw = {split: unfold(rows) for split, rows in raw.items()}
     found = {name: raw[split] for name, split in arguments.splits.items() if split is not None}
     found = {name: _rename(rows, name, arguments, columns, optional) for name, rows in found.items()}
     if arguments.validation_split is None:
         fraction = 0.1 if arguments.validation_fraction is None else arguments.validation_fraction
+        group = arguments.group_column or group
+        if group is not None and group not in found["train"].column_names:
+            raise ValueError(
+                f"data.group_column: {group!r} is not among the columns {found['train'].column_names} of train"
+                f"{nearest(group, found['train'].column_names)}"
+            )
         sides = {
-            name: found["train"].filter(_is_on_side, fn_kwargs={"held_out": held_out, "fraction": fraction})
+            name: found["train"].filter(
+                _is_on_side, fn_kwargs={"held_out": held_out, "fraction": fraction, "group": group}
+            )
             for name, held_out in (("train", False), ("validation", True))
         }
         found |= sides
@@ -191,6 +239,7 @@ def _rename(rows: Dataset, split: str, arguments: RowArguments, columns, optiona
     return rows.rename_columns({source: name for source, name in kept.items() if source != name})
 
 
-def _is_on_side(row: dict, held_out: bool, fraction: float) -> bool:
-    digest = hashlib.blake2b(repr(sorted(row.items())).encode("utf-8"), digest_size=8).digest()
+def _is_on_side(row: dict, held_out: bool, fraction: float, group: str | None) -> bool:
+    key = sorted(row.items()) if group is None else row[group]
+    digest = hashlib.blake2b(repr(key).encode("utf-8"), digest_size=8).digest()
     return (int.from_bytes(digest, "big") < fraction * 2**64) == held_out

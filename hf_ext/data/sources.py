@@ -3,11 +3,11 @@
 import hashlib
 from dataclasses import dataclass, field
 
-from datasets import Dataset, Features, IterableDataset, Value
+from datasets import Dataset, IterableDataset
 from transformers.utils import logging
 
 from hf_ext.data.files import load_files, load_from_hub, unreadable
-from hf_ext.data.python_library import PYTHON_LIBRARY, iter_python_library, python_library_fingerprint
+from hf_ext.data.python_library import PYTHON_LIBRARY, load_python_library
 
 
 logger = logging.get_logger(__name__)
@@ -162,7 +162,7 @@ def load_documents(
     if arguments.data_files is not None:
         raw = load_files(arguments)
     elif arguments.dataset_name == PYTHON_LIBRARY:
-        raw = {arguments.train_split: _load_python_library(arguments)}
+        raw = {arguments.train_split: load_python_library(streaming=arguments.streaming)}
     else:
         raw = load_from_hub(arguments)
 
@@ -190,15 +190,6 @@ def load_documents(
     if arguments.shuffle_buffer_size is not None:
         train = train.shuffle(seed=seed, buffer_size=arguments.shuffle_buffer_size)
     return train, validation
-
-
-def _load_python_library(arguments: DataArguments) -> Dataset | IterableDataset:
-    features = Features({"text": Value("string"), "path": Value("string")})
-    iter_python_library()
-    if arguments.streaming:
-        return IterableDataset.from_generator(iter_python_library, features=features)
-    # The generator's own hash would not see that another Python has another library.
-    return Dataset.from_generator(iter_python_library, features=features, fingerprint=python_library_fingerprint()[:32])
 
 
 def _keep_text(dataset: Dataset | IterableDataset, split: str, arguments: DataArguments) -> Dataset | IterableDataset:

@@ -31,6 +31,7 @@ def train_tokenizer(
     num_sentinels: int = 0,
     extra_tokens: Sequence[str] = (),
     wraps: bool = False,
+    reads_words: bool = False,
 ) -> PreTrainedTokenizerFast:
     """Learn a vocabulary from `texts` and return a tokenizer whose round trip is the text itself.
 
@@ -54,6 +55,9 @@ def train_tokenizer(
         extra_tokens: further special tokens.
         wraps: whether the tokenizer puts `bos_token` before a text, or a pair, and `eos_token` after each of its texts, as
             BERT's does; not with `add_special_tokens=False`.
+        reads_words: (byte_level_bpe) put a space before a text, as all its further words have one: a text and the list of
+            its words (`is_split_into_words=True`) are the same tokens then. And the characters that a token stands for,
+            its offsets, don't begin with a space.
 
     Raises:
         ValueError: unknown kind, a bound too small, no text, or an item that is not a `str`.
@@ -75,6 +79,8 @@ def train_tokenizer(
         raise ValueError(
             f"vocab_size: {vocab_size} is below {smallest}: {alphabet}, {len(special_tokens)} special tokens; raise it"
         )
+    if reads_words and kind != "byte_level_bpe":
+        raise ValueError(f"reads_words: True is for byte_level_bpe only, not for '{kind}'; leave it out")
     if min_frequency is None:
         min_frequency = 2 if kind == "byte_level_bpe" else 1
     if min_frequency < 1:
@@ -85,8 +91,10 @@ def train_tokenizer(
         )
 
     texts = _require_text(texts)
-    train = _train_byte_level_bpe if kind == "byte_level_bpe" else _train_characters
-    tokenizer = train(texts, vocab_size, min_frequency, special_tokens)
+    if kind == "byte_level_bpe":
+        tokenizer = _train_byte_level_bpe(texts, vocab_size, min_frequency, special_tokens, reads_words)
+    else:
+        tokenizer = _train_characters(texts, vocab_size, min_frequency, special_tokens)
     real_size = tokenizer.get_vocab_size(with_added_tokens=True)
     if real_size < vocab_size:
         logger.warning(f"vocab_size: the text fills {real_size} of the {vocab_size} tokens asked for")
@@ -97,6 +105,9 @@ def train_tokenizer(
             pair=f"{first} $A {eos_token} $B:1 {eos_token}:1",
             special_tokens=[(token, tokenizer.token_to_id(token)) for token in dict.fromkeys((first, eos_token))],
         )
+    if reads_words:
+        trims = processors.ByteLevel(add_prefix_space=True, trim_offsets=True)
+        tokenizer.post_processor = processors.Sequence([trims, tokenizer.post_processor]) if wraps else trims
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token=first,
@@ -132,10 +143,10 @@ def _check_types(texts: Iterable[str]) -> Iterator[str]:
 
 
 def _train_byte_level_bpe(
-    texts: Iterator[str], vocab_size: int, min_frequency: int, special_tokens: list[str]
+    texts: Iterator[str], vocab_size: int, min_frequency: int, special_tokens: list[str], add_prefix_space: bool
 ) -> Tokenizer:
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space, use_regex=True)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,

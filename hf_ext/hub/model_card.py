@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
-# task -> how the card says to use the model; {folder} and {prompt} are filled in
+# task -> how the card says to use the model; {folder}, {prompt} and {context} are filled in
 USAGE = {
     "text-generation": """from transformers import pipeline
 
@@ -31,6 +31,14 @@ print(classifier({prompt}))""",
 
 tagger = pipeline("token-classification", model="{folder}", aggregation_strategy="simple")
 print(tagger({prompt}))""",
+    "question-answering": """from transformers import AutoModelForQuestionAnswering, AutoTokenizer
+
+from hf_ext.tasks.question_answering import find_answers
+
+tokenizer = AutoTokenizer.from_pretrained("{folder}")
+model = AutoModelForQuestionAnswering.from_pretrained("{folder}")
+context = {context}
+print(find_answers(model, tokenizer, {prompt}, context).text)""",
     "text2text-generation": """from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 tokenizer, model = AutoTokenizer.from_pretrained("{folder}"), AutoModelForSeq2SeqLM.from_pretrained("{folder}")
@@ -56,7 +64,8 @@ class RunFacts:
         metrics: name -> value; those in `headline` go into the Hub's model-index.
         training: name -> value: steps, tokens, batch, optimizer, time.
         command, recipe: how to repeat it.
-        samples: [{"prompt", "text"}]. curve: file name of the loss curve beside the card.
+        samples: [{"prompt", "text"}], and "context" where a prompt is about one.
+        curve: file name of the loss curve beside the card.
     """
 
     title: str
@@ -71,6 +80,7 @@ class RunFacts:
     headline: tuple[str, ...] = ()
     task: str = "text-generation"
     samples: list[dict[str, str]] = field(default_factory=list)
+    usage: str | None = None
     curve: str | None = None
     license: str = "apache-2.0"
 
@@ -122,8 +132,10 @@ def model_card(model: PreTrainedModel, folder: str | Path, facts: RunFacts) -> M
 
 
 def _usage(facts: RunFacts, folder_name: str) -> str:
-    prompt = json.dumps(facts.samples[0]["prompt"] if facts.samples else "Once")
-    return USAGE[facts.task].replace("{folder}", folder_name).replace("{prompt}", prompt)
+    shown = {"prompt": "Once", "context": "", **(facts.samples[0] if facts.samples else {})}
+    values = {"folder": folder_name, **{name: json.dumps(shown[name]) for name in ("prompt", "context")}}
+    # in one go, for a text may have braces itself
+    return re.sub(r"\{(folder|prompt|context)\}", lambda match: values[match[1]], facts.usage or USAGE[facts.task])
 
 
 def without_local_paths(text: str) -> str:

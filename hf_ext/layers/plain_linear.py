@@ -2,6 +2,7 @@
 
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from hf_ext.layers.linear import Linear
 
@@ -11,7 +12,7 @@ def why_not_plain(linear: nn.Module) -> str | None:
     partitioned weight, a hook, would all be passed by."""
     if type(linear) not in (nn.Linear, Linear):
         return f"is a {type(linear).__module__}.{type(linear).__name__}"
-    if type(linear.weight) not in (nn.Parameter, torch.Tensor):
+    if type(linear.weight) not in (nn.Parameter, torch.Tensor, FakeTensor):
         return f"has a {type(linear.weight).__name__} weight"
     if linear.weight.shape != (linear.out_features, linear.in_features):
         return "has its weight partitioned"

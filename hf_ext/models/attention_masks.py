@@ -17,6 +17,7 @@ from transformers.masking_utils import (
 )
 
 from hf_ext.models.pretrained_model import can_look_at
+from hf_ext.ops.fake_tensors import has_values
 from hf_ext.ops.flex_attention import check_flex_cache, uncompiled_on_cpu
 from hf_ext.ops.rotary import document_indices
 
@@ -82,7 +83,7 @@ def bidirectional_masks(
     windows = {kind: config.sliding_window if kind == "sliding_attention" else None for kind in kinds}
     S = inputs_embeds.shape[1] + (0 if past_key_values is None else past_key_values.get_seq_length())
     is_packed = attention_mask is None and past_key_values is None
-    documents = _documents(position_ids, inputs_embeds.shape[0]) if is_packed else None
+    documents = documents_by_token(position_ids, inputs_embeds.shape[0]) if is_packed else None
     with _mask_context(config, inputs_embeds):
         return {
             kind: _make_mask(config, inputs_embeds, S, attention_mask, documents, documents, window)
@@ -107,7 +108,7 @@ def cross_attention_mask(
     """
     own = others = None
     if encoder_attention_mask is None and position_ids is not None and encoder_position_ids is not None:
-        others = _documents(encoder_position_ids, encoder_hidden_states.shape[0])
+        others = documents_by_token(encoder_position_ids, encoder_hidden_states.shape[0])
         own = document_indices(position_ids).expand(inputs_embeds.shape[0], -1)
         if others is None and bool((own > 0).any()):
             others = torch.zeros(encoder_hidden_states.shape[:2], dtype=torch.long, device=own.device)
@@ -153,10 +154,11 @@ def _make_mask(
     )
 
 
-def _documents(position_ids: torch.Tensor, batch_size: int) -> torch.Tensor | None:
-    """(B, T) number of each token's document; None where every row holds one (not looked at while tracing)."""
+def documents_by_token(position_ids: torch.Tensor, batch_size: int) -> torch.Tensor | None:
+    """(B, T) number of each token's document; None where every row holds one (not looked at where there are no values)."""
     documents = document_indices(position_ids).expand(batch_size, -1)
-    if not (torch.compiler.is_compiling() or torch.jit.is_tracing()) and not bool((documents > 0).any()):
+    traced = torch.compiler.is_compiling() or torch.jit.is_tracing() or not has_values(documents)
+    if not traced and not bool((documents > 0).any()):
         return None
     return documents
 

@@ -18,7 +18,8 @@ import re
 import torch
 from torch.nn import functional as F
 
-from hf_ext.ops.matrix_product import add_outer_product, linear
+from hf_ext.ops.fake_tensors import has_values
+from hf_ext.ops.matrix_product import add_outer_product, linear, outer_product_bytes
 
 
 # Bytes of one chunk's logits in fp32. Measured on 2 AVX2 cores, fp32, d = 512, V = 32,000, N = 2,048: 16, 32 and 64 MB
@@ -270,6 +271,40 @@ def default_chunk_size(vocab_size: int, hidden_size: int) -> int:
     return max(1, CHUNK_BYTES // (4 * vocab_size), hidden_size // 2)
 
 
+def workspace_bytes(
+    hidden_states,
+    weight,
+    bias,
+    labels,
+    ignore_index,
+    label_smoothing,
+    z_loss_weight,
+    softcap,
+    chunk_size,
+    dtype,
+    wanted,
+) -> int:
+    """Bytes that the operator takes beside what it returns, at its fullest, all rows being labelled; args: its own."""
+    precision, (vocab_size, d) = _precision(dtype), weight.shape
+    rows = -(-hidden_states.shape[0] // max(1, -(-hidden_states.shape[0] // chunk_size)))  # of a chunk
+    logits, states = rows * vocab_size, rows * d
+    total = (logits + states) * dtype.itemsize
+    if dtype != precision:
+        total += logits * precision.itemsize
+    if softcap is not None and any(wanted):
+        total += logits * precision.itemsize  # its slope
+    if weight.dtype != dtype:
+        total += weight.numel() * dtype.itemsize
+    if wanted[1]:
+        if _kept(weight.dtype) != precision:
+            total += weight.numel() * precision.itemsize  # the sum over chunks
+        if dtype == precision:
+            total += outer_product_bytes(rows, vocab_size, d) * dtype.itemsize // 4
+        else:
+            total += weight.numel() * dtype.itemsize
+    return total
+
+
 def _num_items(labels: torch.Tensor, ignore_index: int, num_items_in_batch: int | torch.Tensor | None):
     if num_items_in_batch is None:
         return (labels != ignore_index).sum()
@@ -293,8 +328,9 @@ def _check(
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return
     if num_items_in_batch is not None:
-        on_cpu = not isinstance(num_items_in_batch, torch.Tensor) or num_items_in_batch.device.type == "cpu"
-        if on_cpu and num_items_in_batch <= 0:
+        is_tensor = isinstance(num_items_in_batch, torch.Tensor)
+        readable = not is_tensor or (num_items_in_batch.device.type == "cpu" and has_values(num_items_in_batch))
+        if readable and num_items_in_batch <= 0:
             raise ValueError(
                 f"num_items_in_batch={int(num_items_in_batch)}: must be at least 1 token, None counts them"
             )

@@ -14,6 +14,7 @@ All arithmetic is fp32 (fp64 for fp64 inputs), whatever the inputs are.
 
 import torch
 
+from hf_ext.ops.fake_tensors import has_values
 from hf_ext.ops.mask_rule import Mask, mask_tile
 from hf_ext.ops.score_bias import ScoreBias
 
@@ -235,7 +236,12 @@ def _tile_mask(mask, is_causal, q0, q1, k0, k1, B, H, K, device):
             allowed = allowed.masked_fill(~causal, float("-inf"))
     if allowed is None:
         return None
-    if allowed.dtype == torch.bool and not torch.compiler.is_compiling() and device.type == "cpu":
+    if (
+        allowed.dtype == torch.bool
+        and not torch.compiler.is_compiling()
+        and device.type == "cpu"
+        and has_values(allowed)
+    ):
         # looking costs a pass over the tile and saves two products; on an accelerator it would cost a wait
         if not allowed.any():
             return _NOTHING

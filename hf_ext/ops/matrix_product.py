@@ -56,12 +56,22 @@ def add_outer_product(total: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> 
         rows.add_(linear(part.T, b.T))
 
 
+def outer_product_bytes(rows: int, a_columns: int, b_columns: int) -> int:
+    """Bytes that `add_outer_product` takes of fp32 factors on the CPU: a part's copy, for oneDNN, and its product."""
+    if not HAS_ONEDNN:
+        return 0
+    columns = min(a_columns, max(1, ADDED_AT_ONCE // b_columns))
+    return 4 * columns * (rows + b_columns)
+
+
 class _Linear(torch.autograd.Function):
     """The product and its gradients, which are products again: `linear` all over, so they have gradients too."""
 
     @staticmethod
     def forward(ctx, x, weight, bias):
-        ctx.save_for_backward(x, weight)
+        wants_x, wants_weight, _ = ctx.needs_input_grad
+        # under an adapter most weights are frozen, and what went into them isn't needed again
+        ctx.save_for_backward(x if wants_weight else None, weight if wants_x else None)
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
     @staticmethod

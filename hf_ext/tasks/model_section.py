@@ -49,7 +49,12 @@ class ModelSection:
             ValueError: an unknown model type or field (with the nearest name), or what the configuration itself refuses.
         """
         if self.path is not None:
-            config = AutoConfig.from_pretrained(self.path, revision=self.revision)
+            try:
+                config = AutoConfig.from_pretrained(self.path, revision=self.revision)
+            except OSError as error:  # no such folder, no such model, no network
+                raise ValueError(
+                    f"model.path={self.path!r}: neither a folder here nor found on the Hub ({str(error).splitlines()[0]})"
+                ) from error
             known = config.to_dict()
             check_known("model", self.fields, [name for name in known if name not in ("model_type", "vocab_size")])
             # built anew, so that a changed field is checked

@@ -71,7 +71,8 @@ def probe(model, tokenizer, prompt: str) -> dict:
     model = model.eval()
     inputs = tokenizer(prompt, return_tensors="pt", truncation=True).to(model.device)
     inputs.pop("token_type_ids", None)
-    shown = {"decoder_input_ids": inputs.input_ids} if model.config.is_encoder_decoder else {}
+    writes = model.config.is_encoder_decoder and model.can_generate()  # its other heads' decoders read the same text
+    shown = {"decoder_input_ids": inputs.input_ids} if writes else {}
     outputs = model(**inputs, **shown)
     logits = outputs["logits"] if "logits" in outputs else outputs["start_logits"]
     return {

@@ -227,7 +227,12 @@ class Run:
             RuntimeError: the saved model computes something else.
         """
         if self.is_main:
-            draw_loss_curve(trainer.state.log_history, self.output / "loss.png")
+            draw_loss_curve(
+                trainer.state.log_history,
+                self.output / "loss.png",
+                best_step=trainer.state.best_global_step,
+                unit="nats a token" if trainer.is_language_model else "nats",
+            )
             model = trained_model(trainer)
             model_card(model, self.output, facts).save(self.output / "README.md")
             if self.adapter.quantize is None:  # else what is saved is an adapter, to weights that aren't quantized
@@ -267,9 +272,10 @@ def _train(trainer: HfxTrainer, checkpoint: str | None) -> dict:
             return json.loads(saved.read_text(encoding="utf-8"))
         done = trainer.state.global_step
         return {"train_loss": whole_training_loss(trainer.state.log_history, 0.0, done, done)}
+    resumed_at = steps_done(checkpoint)  # asked before, for `save_total_limit` may delete the checkpoint on the way
     result = trainer.train(resume_from_checkpoint=checkpoint)
     loss = whole_training_loss(
-        trainer.state.log_history, result.metrics["train_loss"], steps_done(checkpoint), trainer.state.global_step
+        trainer.state.log_history, result.metrics["train_loss"], resumed_at, trainer.state.global_step
     )
     return {**result.metrics, "train_loss": loss}
 

@@ -1,8 +1,11 @@
 """What can be set about a training run, on top of transformers' own TrainingArguments."""
 
 from dataclasses import dataclass, field, fields
+from importlib.util import find_spec
 
+import torch
 from transformers import TrainingArguments
+from transformers.integrations import get_available_reporting_integrations
 
 from hf_ext.training.layer_rates import check_layer_rate_decay
 from hf_ext.training.length_grouped_batches import COSTS
@@ -10,6 +13,8 @@ from hf_ext.training.optimizers import PRECISIONS
 
 
 MATRIX_OPTIMIZERS = (None, "muon")
+# the first GPUs that multiply 8-bit floating point numbers: Ada, then Hopper
+FP8_CAPABILITY = (8, 9)
 # last words of metrics that are better when lower; transformers takes all but a loss to be better when higher
 LOWER_IS_BETTER = (
     "loss",
@@ -111,6 +116,15 @@ class HfxTrainingArguments(TrainingArguments):
     early_stopping_threshold: float = field(
         default=0.0, metadata={"help": "By how much the metric has to be better to count, in its own unit."}
     )
+    fp8: bool = field(
+        default=False,
+        metadata={
+            "help": "Mixed precision with 8-bit matrix products, where the GPU has them (compute capability 8.9)."
+        },
+    )
+    hub_private_repo: bool | None = field(
+        default=True, metadata={"help": "Whether a repository that push_to_hub makes is private."}
+    )
     # the stock filter logs a NaN loss as 0.0 and the run ends as if nothing had happened
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Hide non-finite losses from the log."})
 
@@ -169,7 +183,12 @@ class HfxTrainingArguments(TrainingArguments):
         metric = self.metric_for_best_model
         if self.greater_is_better is None and metric is not None:
             self.greater_is_better = not f"_{metric}".endswith(tuple(f"_{name}" for name in LOWER_IS_BETTER))
+        if self.fp8:
+            _check_fp8(self)
         super().__post_init__()
+        if self.fp8:
+            self.mixed_precision = "fp8"  # accelerate's name; the stock arguments have no field for it
+        _check_trackers(self)
         if self.device.type == "cpu":
             self.dataloader_pin_memory = False  # there is nothing to copy to, and torch warns at every run
 
@@ -223,4 +242,24 @@ def _check_token_batches(args: HfxTrainingArguments) -> None:
         if getattr(args, name) != default(name):
             raise ValueError(
                 f"{name}={getattr(args, name)!r}: has no effect with tokens_per_batch; leave one of them out"
+            )
+
+
+def _check_fp8(args: HfxTrainingArguments) -> None:
+    if args.bf16 or args.fp16:
+        raise ValueError(f"fp8=True: with {'bf16' if args.bf16 else 'fp16'} too; choose one")
+    capability = torch.cuda.get_device_capability() if torch.cuda.is_available() else None
+    if capability is None or capability < FP8_CAPABILITY:
+        found = "there is no CUDA device" if capability is None else f"this GPU has {capability[0]}.{capability[1]}"
+        raise ValueError(f"fp8=True: needs a GPU of compute capability 8.9 or more, {found}; set bf16 instead")
+    if find_spec("torchao") is None and find_spec("transformer_engine") is None:
+        raise ValueError("fp8=True: needs torchao or transformer_engine; install one of them")
+
+
+def _check_trackers(args: HfxTrainingArguments) -> None:
+    available = get_available_reporting_integrations()
+    for name in args.report_to:
+        if name not in available:
+            raise ValueError(
+                f"report_to={name!r}: unknown or not installed; install it, or take one of {', '.join(available)}, none"
             )

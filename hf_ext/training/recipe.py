@@ -19,6 +19,7 @@ from pathlib import Path
 
 import yaml
 from huggingface_hub.errors import StrictDataclassError
+from tqdm import tqdm
 
 from hf_ext.training.non_finite import NonFiniteError
 
@@ -75,7 +76,7 @@ def load_recipe(argv: list[str], sections: Mapping[str, type]) -> Recipe:
             f"command line: {len(paths)} recipes given ({', '.join(paths) or 'none'}); name one YAML file"
         )
     path = Path(paths[0])
-    given = _read_yaml(path)
+    given = read_yaml(path)
     for name in given:
         if name not in sections:
             raise RecipeError(f"{path}: no section {name!r}{_nearest(name, sections)}")
@@ -112,9 +113,12 @@ def _whole_section(name: str, raw: str | None, hints: dict) -> dict:
     """A section given as one: it takes the place of the recipe's."""
     section = None if raw is None else _parse(raw, name)
     if not isinstance(section, dict):
-        raise RecipeError(
-            f"--{name}: is a section; give a mapping, --{name} '{{field: value}}', or --{name}.field value"
-        )
+        given = f"--{name}" if raw is None else f"--{name}={raw!r}"
+        raise RecipeError(f"{given}: must be a mapping such as '{{field: value}}'; for a field write --{name}.field")
+    return _coerce_section(name, section, hints)
+
+
+def _coerce_section(name: str, section: dict, hints: dict) -> dict:
     if hints[name] is None:
         return section
     return {f: _coerce(value, _field_type(name, f, hints), f"{name}.{f}") for f, value in section.items()}
@@ -131,13 +135,13 @@ def run_recipe_main(main: Callable[[list[str]], None]) -> None:
     try:
         main(argv)
     except KeyboardInterrupt:
-        print("\ninterrupted; --resume goes on from the last checkpoint", file=sys.stderr)
+        tqdm.write("interrupted; --resume goes on from the last checkpoint", file=sys.stderr)
         raise SystemExit(130) from None
     except NonFiniteError as error:
-        print(f"error: {error}", file=sys.stderr)
+        tqdm.write(f"error: {error}", file=sys.stderr)
         raise SystemExit(3) from None
     except (ValueError, StrictDataclassError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        tqdm.write(f"error: {' '.join(str(error).split())}", file=sys.stderr)  # on a line of its own, below the bars
         raise SystemExit(2) from None
 
 
@@ -204,7 +208,8 @@ _Loader.add_implicit_resolver(
 )
 
 
-def _read_yaml(path: Path) -> dict:
+def read_yaml(path: Path) -> dict:
+    """A recipe as it is written, section by section; RecipeError where it is none."""
     if not path.is_file():
         beside = sorted(p.name for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
         there = f"; there are {', '.join(beside)}" if beside else ""

@@ -115,6 +115,20 @@ class HfxTrainer(Trainer):
                 "Trainer make it, or leave it out"
             )
 
+    def _set_signature_columns_if_needed(self) -> None:
+        """As transformers', and segments where the model has them: our heads hand them on without naming them."""
+        missing = self._signature_columns is None
+        super()._set_signature_columns_if_needed()
+        if missing and (getattr(self._innermost_model().config, "type_vocab_size", None) or 0) > 1:
+            self._signature_columns.append("token_type_ids")
+
+    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device):
+        """As transformers', and of answers in texts, which aren't called labels, one a row."""
+        if batch_samples and "start_positions" in batch_samples[0]:
+            answers = [batch["start_positions"] for batch in batch_samples]
+            batch_samples = [{"labels": positions, "shift_labels": positions} for positions in answers]
+        return super()._get_num_items_in_batch(batch_samples, device)
+
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
         if self.args.layer_rate_decay is not None:
             self._check_own_optimizer()
@@ -338,6 +352,11 @@ class HfxTrainer(Trainer):
             super().save_model(output_dir, _internal_call)
         if self.average is not None and is_checkpoint and self.args.should_save:
             self.average.save(output_dir)  # a checkpoint has the weights themselves, to go on from exactly
+
+    def create_model_card(self, *args, **kwargs) -> None:
+        """The stock card, unless there is one: a recipe's says more, and a push must not write over it."""
+        if not (Path(self.args.output_dir) / "README.md").is_file():
+            super().create_model_card(*args, **kwargs)
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         if not (self.is_language_model and "labels" in inputs):

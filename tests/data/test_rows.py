@@ -107,3 +107,21 @@ def test_missing_columns_and_rows_are_named(tmp_path):
         load_rows(RowArguments(data_files=one), None)
     with pytest.raises(FileNotFoundError, match=r"'nowhere\.jsonl' does not exist"):
         load_rows(RowArguments(data_files="nowhere.jsonl"), None)
+
+
+def test_splits_may_have_other_columns_beside_the_tasks(tmp_path):
+    for name, extra in (("train", {}), ("test", {"second": "b"})):
+        lines = [{"text": f"{name} {number}", "label": number % 2, **extra} for number in range(20)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    files = {name: str(tmp_path / f"{name}.jsonl") for name in ("train", "test")}
+    rows = load_rows(RowArguments(data_files=files, test_split="test"), ("text", "label"))
+    assert rows["test"].column_names == ["text", "label"]
+    assert rows["test"]["text"][:2] == ["test 0", "test 1"]
+
+
+def test_the_python_library_as_rows():
+    rows = load_rows(RowArguments(dataset_name="python_library", max_train_rows=3), ("text",))
+    assert len(rows["train"]) == 3
+    assert not set(rows["train"]["text"]) & set(rows["validation"]["text"])
+    with pytest.raises(ValueError, match="test_split: 'test': python_library has the one split"):
+        RowArguments(dataset_name="python_library", test_split="test")

@@ -66,6 +66,19 @@ def test_only_wanted_gradients():
     assert not linear(x.detach(), weight).requires_grad
 
 
+@pytest.mark.parametrize("frozen", [0, 1], ids=["input", "weight"])
+def test_nothing_is_kept_for_a_frozen_factor(frozen):
+    """What F.linear keeps: of x W^T the one factor for the other's gradient."""
+    factors = [torch.randn(5, 48), torch.randn(96, 48)]
+    factors[1 - frozen].requires_grad_()
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.shape) or t, lambda t: t):
+        output = linear(*factors)
+    assert kept == [factors[frozen].shape]
+    output.sum().backward()
+    assert factors[1 - frozen].grad.shape == factors[1 - frozen].shape
+
+
 def test_the_layer_takes_it():
     layer = Linear(64, 32)
     x = torch.randn(1, 3, 64, requires_grad=True)

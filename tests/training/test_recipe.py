@@ -212,8 +212,8 @@ def test_a_whole_section_takes_the_recipes_place(recipe_file):
     assert recipe.values["data"] == {"size": 3}
     assert recipe.data.fraction == 0.1
     for argv, message in (
-        (["--model"], "--model: is a section; give a mapping"),
-        (["--data", "5"], "--data: is a section; give a mapping"),
+        (["--model"], "--model: must be a mapping such as"),
+        (["--data", "5"], "--data='5': must be a mapping such as"),
         (["--data", "{sise: 5}"], "data.sise: no such field; did you mean 'size'"),
         (["--data", "{size: five}"], "data.size='five': must be int or null"),
     ):

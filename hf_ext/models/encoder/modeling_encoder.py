@@ -51,6 +51,7 @@ from hf_ext.models.pretrained_model import (
     check_labels,
     check_token_ids,
 )
+from hf_ext.ops.fake_tensors import has_values
 
 
 def encoder_block(config: HfxEncoderConfig, layer_idx: int) -> TransformerBlock:
@@ -242,7 +243,7 @@ class HfxEncoderForMaskedLM(LanguageModelingHead, HfxEncoderPreTrainedModel):
         if labels is not None:
             labels = labels.to(hidden_states.device)
             check_labels(labels, self.config.vocab_size, hidden_states.shape[:-1])
-            if skip_logits and not torch.compiler.is_compiling():
+            if skip_logits and not torch.compiler.is_compiling() and has_values(labels):
                 scored = (labels != -100).flatten().nonzero().flatten()
                 hidden_states = hidden_states.flatten(0, 1).index_select(0, scored)[None]
                 labels = labels.flatten()[scored][None]

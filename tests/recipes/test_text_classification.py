@@ -1,0 +1,113 @@
+"""The text classification recipe as a user types it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / "recipes/text_classification"
+SCRIPT = FOLDER / "train.py"
+
+
+def run(*argv) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, str(SCRIPT), *map(str, argv)], capture_output=True, text=True, check=False, cwd=ROOT
+    )
+
+
+def results(folder: Path) -> dict:
+    return json.loads((folder / "all_results.json").read_text())
+
+
+@pytest.mark.heavy
+def test_the_short_recipe_and_its_resume(tmp_path):
+    out = tmp_path / "run"
+    done = run(FOLDER / "debug.yaml", "--training.output_dir", out)
+    assert done.returncode == 0, done.stderr
+    assert results(out)["eval_accuracy"] >= 0.9  # half of them are positive
+    assert "reloaded in a fresh process: HfxEncoderForSequenceClassification" in done.stdout
+    lines = [json.loads(line) for line in (out / "validation_predictions.jsonl").read_text().splitlines()]
+    right = sum(line["prediction"] == line["label"] for line in lines) / len(lines)
+    assert right == pytest.approx(results(out)["eval_accuracy"])
+    card = (out / "README.md").read_text()
+    assert "pipeline_tag: text-classification" in card
+    assert "type: matthews_correlation" in card
+    assert str(tmp_path) not in card
+    for name in ("loss.png", "recipe.yaml", "tokenizer.json", "trainer_state.json"):
+        assert (out / name).is_file(), name
+
+    # half of it again, from the checkpoint: the same weights
+    weights = (out / "model.safetensors").read_bytes()
+    subprocess.run(["rm", "-r", str(out / "checkpoint-120"), str(out / "model.safetensors")], check=True)
+    resumed = run(FOLDER / "debug.yaml", "--training.output_dir", out, "--resume")
+    assert resumed.returncode == 0, resumed.stderr
+    assert "(60 steps done)" in resumed.stdout
+    assert (out / "model.safetensors").read_bytes() == weights
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize(
+    ("name", "metric", "bound"),
+    [
+        ("reviews_topic", "eval_accuracy", 0.6),
+        ("reviews_topics", "eval_f1_micro", 0.6),
+        ("reviews_stars", "eval_pearson", 0.9),
+    ],
+)
+def test_topics_and_stars(name, metric, bound, tmp_path):
+    done = run(FOLDER / f"{name}.yaml", "--training.output_dir", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    assert results(tmp_path / "run")[metric] >= bound
+
+
+@pytest.mark.heavy
+def test_sentiment_of_reviews_moves(tmp_path, real_data):
+    for split in ("train", "dev"):
+        if not (real_data / "sst2" / f"{split}.tsv").is_file():
+            pytest.skip(f"no data set at hand: sst2/{split}.tsv")
+    files = {"train": str(real_data / "sst2/train.tsv"), "validation": str(real_data / "sst2/dev.tsv")}
+    out = tmp_path / "run"
+    done = run(
+        FOLDER / "sst2.yaml",
+        *("--data.data_files", json.dumps(files), "--training.output_dir", out, "--report_to", "none"),
+        *("--num_train_epochs", 1, "--max_train_rows", 3000, "--warmup_steps", 10),
+    )
+    assert done.returncode == 0, done.stderr
+    assert results(out)["eval_accuracy"] >= 0.58  # 0.51 of the sentences are positive
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--classification.problem_type", "regresion"], "did you mean 'regression'"),
+        (["--classification.treshold", "0.3"], "classification.treshold: no such field; did you mean 'threshold'?"),
+        (["--data.columns", "{label: sentimnt}"], "'sentimnt' (the task's 'label') is not among the columns"),
+        (["--model", "{path: nowhere/at/all}"], "nowhere/at/all"),
+        (["--adapter.method", "lora"], "adapter.method='lora': needs a trained model; set model.path"),
+        (["--adapter.r", "0"], "adapter.r=0: must be at least 1"),
+        (["--tokenizer.vocab_size", "20"], "vocab_size"),
+        (["--metric_for_best_model", "acuracy"], "acuracy"),
+        (["--report_to", "wandbee"], "report_to='wandbee': unknown or not installed"),
+        (["--fp8"], "fp8=True: needs a GPU"),
+    ],
+    ids=lambda x: " ".join(x) if isinstance(x, list) else "",
+)
+def test_nonsense_is_one_line(argv, message, tmp_path, capsys, monkeypatch):
+    import runpy
+
+    from hf_ext.training.recipe import run_recipe_main
+
+    main = runpy.run_path(str(SCRIPT))["main"]
+    out = tmp_path / "run"
+    monkeypatch.setattr(sys, "argv", ["train.py", str(FOLDER / "debug.yaml"), "--training.output_dir", str(out), *argv])
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(SystemExit) as caught:
+        run_recipe_main(main)
+    assert caught.value.code == 2
+    error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(error) == 1
+    assert message in error[0]
