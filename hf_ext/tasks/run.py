@@ -120,7 +120,10 @@ class Run:
     def _save(self, trainer: HfxTrainer) -> None:
         """The model for `from_pretrained`; an adapter that can be is added into it, and kept beside it."""
         if not self.adapter.merges:
+            # the stock Trainer would push here, before there is a card or a score
+            pushes, trainer.args.push_to_hub = trainer.args.push_to_hub, False
             trainer.save_model()
+            trainer.args.push_to_hub = pushes
             return
         with_adapter = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
         if self.is_main:
