@@ -387,7 +387,7 @@ class HfxTrainer(Trainer):
             )
             if metric_key_prefix in self.text_evaluations:
                 scores = self._score_texts(self.text_evaluations[metric_key_prefix])
-                output.metrics |= {f"{metric_key_prefix}_{name}": value for name, value in scores.items()}
+                output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in scores.items()})
         total, num_tokens = self.accelerator.reduce(self._evaluated.to(self.args.device), "sum").tolist()
         if num_tokens:
             loss = total / num_tokens
