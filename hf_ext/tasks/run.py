@@ -156,6 +156,15 @@ class Run:
         trainer.save_state()
         return scores, predicted
 
+    def report(self, trainer: HfxTrainer, split: str, scores: Mapping[str, float]) -> dict[str, float]:
+        """Print, log and save further scores of a split beside those of `evaluate`; returns them under its prefix."""
+        named = {f"{PREFIXES[split]}_{name}": value for name, value in scores.items()}
+        trainer.log(dict(named))
+        trainer.log_metrics(PREFIXES[split], named)
+        trainer.save_metrics(f"{PREFIXES[split]}_further", named)
+        trainer.save_state()
+        return named
+
     @property
     def dataset_name(self) -> str:
         """What the card calls the data: its name, or the first file and its folder's name, never a path of this machine."""
