@@ -2,6 +2,8 @@
 
 import dataclasses
 import enum
+import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +14,9 @@ import yaml
 
 from hf_ext.training.arguments import HfxTrainingArguments
 from hf_ext.training.recipe import RecipeError, describe, load_recipe
+
+
+ROOT = Path(__file__).parents[2]
 
 
 @dataclasses.dataclass
@@ -195,13 +200,38 @@ def test_main_prints_one_line_and_keeps_real_tracebacks(tmp_path):
     assert "Traceback" in bug.stderr
 
 
-def test_every_recipe_of_the_repository_parses():
-    from hf_ext.tasks.pretraining import SECTIONS as PRETRAINING
+class ReadError(Exception):
+    """A script has read its recipe, and goes no further."""
 
-    folder = Path(__file__).parents[2] / "recipes" / "pretraining"
-    for path in sorted(folder.glob("*.yaml")):
-        assert set(yaml.safe_load(path.read_text(encoding="utf-8"))) <= set(PRETRAINING)
-        load_recipe([str(path)], PRETRAINING)
+
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes").rglob("*.yaml")), ids=lambda p: f"{p.parent.name}/{p.stem}")
+def test_every_recipe_parses_under_the_command_that_it_names(path, tmp_path, monkeypatch):
+    """Its head says which script runs it; every field is one that the script knows, every path is there to be made."""
+    monkeypatch.chdir(ROOT)
+    name = str(path.relative_to(ROOT))
+    command = re.search(rf"python (recipes/\S+\.py) {re.escape(name)}", path.read_text(encoding="utf-8"))
+    assert command, f"{name}: its head doesn't say by which command it runs"
+    main = runpy.run_path(command.group(1))["main"]
+    read = []
+
+    def load(argv, sections):
+        read.append(load_recipe([*argv, "--training.output_dir", str(tmp_path / "out")], sections))
+        raise ReadError
+
+    monkeypatch.setitem(main.__globals__, "load_recipe", load)
+    with pytest.raises(ReadError):
+        main([name])
+    given = yaml.safe_load(path.read_text(encoding="utf-8"))
+    assert given["training"]["output_dir"].startswith("outputs/")
+    assert set(given) <= set(read[0].sections)
+
+
+def test_no_two_recipes_write_into_one_folder():
+    folders = [
+        yaml.safe_load(path.read_text(encoding="utf-8"))["training"]["output_dir"]
+        for path in (ROOT / "recipes").rglob("*.yaml")
+    ]
+    assert len(set(folders)) == len(folders), sorted(f for f in folders if folders.count(f) > 1)
 
 
 def test_a_whole_section_takes_the_recipes_place(recipe_file):
