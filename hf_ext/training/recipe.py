@@ -100,7 +100,8 @@ def load_recipe(argv: list[str], sections: Mapping[str, type]) -> Recipe:
         name, field = _locate(key, hints)
         if raw is None and (hints[name] is None or not _accepts(bool, hints[name][field])):
             raise RecipeError(f"--{key}: needs a value")
-        parsed = True if raw is None else _parse(raw, key)
+        is_text = hints[name] is not None and set(_members(hints[name][field])) <= {str, type(None)}
+        parsed = True if raw is None else _parse(raw, key, is_text=is_text)
         if hints[name] is None:
             values[name][field] = parsed
         else:
@@ -277,10 +278,13 @@ def _build(name: str, kind: type, values: dict):
     return kind(**values)
 
 
-def _parse(raw: str, key: str):
+def _parse(raw: str, key: str, *, is_text: bool = False):
+    """The YAML value that a word is; a field of text alone takes as it is what is none, such as a pattern `[a-z]+`."""
     try:
         return yaml.load(raw, Loader=_Loader)
     except yaml.YAMLError:
+        if is_text:
+            return raw
         raise RecipeError(f"--{key}: {raw!r} is not a YAML value; quote it") from None
 
 

@@ -250,3 +250,10 @@ def test_a_whole_section_takes_the_recipes_place(recipe_file):
         with pytest.raises(RecipeError) as caught:
             load_recipe([str(recipe_file), *argv], SECTIONS)
         assert message in str(caught.value)
+
+
+def test_text_that_is_no_yaml_is_text(recipe_file):
+    recipe = load_recipe([str(recipe_file), "--data.column", "[a-z ]{3,9}", "--needs.path", "a: [b"], SECTIONS)
+    assert (recipe.data.column, recipe.needs.path) == ("[a-z ]{3,9}", "a: [b")
+    with pytest.raises(RecipeError, match="is not a YAML value"):
+        load_recipe([str(recipe_file), "--data.files", "[a, b"], SECTIONS)
