@@ -120,7 +120,10 @@ class Run:
     def _save(self, trainer: HfxTrainer) -> None:
         """The model for `from_pretrained`; an adapter that can be is added into it, and kept beside it."""
         if not self.adapter.merges:
+            # the stock Trainer would push here, before there is a card or a score
+            pushes, trainer.args.push_to_hub = trainer.args.push_to_hub, False
             trainer.save_model()
+            trainer.args.push_to_hub = pushes
             return
         with_adapter = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
         if self.is_main:
@@ -152,6 +155,15 @@ class Run:
             predicted[split] = output.predictions
         trainer.save_state()
         return scores, predicted
+
+    def report(self, trainer: HfxTrainer, split: str, scores: Mapping[str, float]) -> dict[str, float]:
+        """Print, log and save further scores of a split beside those of `evaluate`; returns them under its prefix."""
+        named = {f"{PREFIXES[split]}_{name}": value for name, value in scores.items()}
+        trainer.log(dict(named))
+        trainer.log_metrics(PREFIXES[split], named)
+        trainer.save_metrics(f"{PREFIXES[split]}_further", named)
+        trainer.save_state()
+        return named
 
     @property
     def dataset_name(self) -> str:

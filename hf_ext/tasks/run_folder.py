@@ -55,7 +55,7 @@ def check_writable(output_dir: str) -> None:
 
 
 # sections of a recipe that may change on the way; the model is compared by its configuration
-FREE_SECTIONS = ("model", "data", "training", "samples", "generation")
+FREE_SECTIONS = ("model", "data", "training", "samples", "generation", "answers", "voting", "writing", "constraints")
 
 # what transformers writes into a config beside the architecture
 _NOT_ARCHITECTURE = {"_name_or_path", "architectures", "dtype", "transformers_version", "use_cache"}

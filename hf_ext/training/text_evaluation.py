@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from transformers import GenerationConfig, PreTrainedTokenizerBase
+from transformers import GenerationConfig, LogitsProcessorList, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 
@@ -20,6 +20,7 @@ class TextEvaluation:
         score: (texts in the order of the prompts) -> metrics by name.
         generation: how to write; its `num_return_sequences` must be 1.
         batch_size: prompts at a time.
+        logits_processor: what else has a say in the next token; of transformers, or one that a task has.
         texts: what was written last.
     """
 
@@ -27,6 +28,7 @@ class TextEvaluation:
     score: Callable[[list[str]], dict[str, float]]
     generation: GenerationConfig
     batch_size: int = 32
+    logits_processor: LogitsProcessorList | None = None
     texts: list[str] | None = None
 
     def __call__(
@@ -41,7 +43,12 @@ class TextEvaluation:
         number, processes = share
         mine = range(number, len(self.prompts), processes)
         written = write_texts(
-            model, tokenizer, [self.prompts[i] for i in mine], self.generation, batch_size=self.batch_size
+            model,
+            tokenizer,
+            [self.prompts[i] for i in mine],
+            self.generation,
+            batch_size=self.batch_size,
+            logits_processor=self.logits_processor,
         )
         written = gather(list(zip(mine, written, strict=True)))
         self.texts = [text for _, text in sorted(written)]
@@ -56,6 +63,7 @@ def write_texts(
     generation: GenerationConfig,
     *,
     batch_size: int = 32,
+    logits_processor: LogitsProcessorList | None = None,
 ) -> list:
     """What a model writes for each prompt, in their order: a text, or a list of `num_return_sequences` texts.
 
@@ -77,7 +85,7 @@ def write_texts(
         chosen = order[start : start + batch_size]
         inputs = _padded([prompts[i] for i in chosen], tokenizer.pad_token_id, left=not model.config.is_encoder_decoder)
         inputs = {name: tensor.to(model.device) for name, tensor in inputs.items()}
-        output = model.generate(**inputs, generation_config=generation)
+        output = model.generate(**inputs, generation_config=generation, logits_processor=logits_processor)
         if not model.config.is_encoder_decoder:
             output = output[:, inputs["input_ids"].shape[1] :]
         written = tokenizer.batch_decode(output, skip_special_tokens=True)
