@@ -53,8 +53,8 @@ class HfxTrainingArguments(TrainingArguments):
     muon_dtype: str | None = field(
         default=None,
         metadata={
-            "help": "What Muon's products are computed in: float32 or bfloat16 (faster on processors with AVX512-BF16 "
-            "or AMX). Default: bfloat16 on an accelerator, float32 on CPU."
+            "help": "What Muon's products are computed in: float32, bfloat16, or auto, the faster of both here (bfloat16 on "
+            "processors with AVX512-BF16 or AMX). Default: bfloat16 on an accelerator, float32 on CPU."
         },
     )
     muon_beta2: float | None = field(
@@ -152,7 +152,7 @@ class HfxTrainingArguments(TrainingArguments):
                     "or leave it out"
                 )
             if self.muon_dtype not in PRECISIONS:
-                raise ValueError(f"muon_dtype={self.muon_dtype!r}: must be {' or '.join(PRECISIONS)}, or none")
+                raise ValueError(f"muon_dtype={self.muon_dtype!r}: must be {', '.join(PRECISIONS)}, or none")
         if self.muon_beta2 is not None:
             if self.matrix_optimizer is None:
                 raise ValueError(

@@ -37,7 +37,16 @@ NEURON_EPS = 1e-8
 
 
 # what the Newton-Schulz products may be computed in
-PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+PRECISIONS = ("float32", "bfloat16", "auto")
+
+
+def product_dtype(name: str | None) -> torch.dtype | None:
+    """The dtype that one of `PRECISIONS` means here: "auto" is bf16 where it multiplies faster, on accelerators and on
+    processors with AVX512-BF16 or AMX, else fp32. None stays None."""
+    if name != "auto":
+        return name and getattr(torch, name)
+    has_bf16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.bfloat16 if torch.accelerator.is_available() or has_bf16 else torch.float32
 
 
 def orthogonalize(
@@ -79,7 +88,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
         lr, weight_decay, betas, eps: defaults of the groups; betas and eps are AdamW's.
         momentum: Muon's, with Nesterov's look ahead.
         adjust: the scale of Muon's update, see the file's head.
-        muon_dtype: "float32", "bfloat16" or None, see `orthogonalize`.
+        muon_dtype: "float32", "bfloat16", "auto" or None, see `product_dtype` and `orthogonalize`.
         muon_beta2: NorMuon's beta2, in [0, 1); None for plain Muon.
     """
 
@@ -98,7 +107,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
     ):
         _check_name("adjust", adjust, ADJUSTMENTS)
         if muon_dtype is not None:
-            _check_name("muon_dtype", muon_dtype, tuple(PRECISIONS))
+            _check_name("muon_dtype", muon_dtype, PRECISIONS)
         defaults = {
             "lr": lr,
             "weight_decay": weight_decay,
@@ -149,7 +158,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
         for (shape, _, _), pairs in by_shape.items():
             # one batched product for all matrices of a shape: small ones are too small to keep a processor busy alone
             stacked = torch.stack([update for _, update in pairs])
-            updates = orthogonalize(stacked, dtype=PRECISIONS.get(group["muon_dtype"]))
+            updates = orthogonalize(stacked, dtype=product_dtype(group["muon_dtype"]))
             if group["muon_beta2"] is not None:
                 updates = self._even_neurons([parameter for parameter, _ in pairs], updates, group["muon_beta2"])
             scale = update_scale(*shape[-2:], group["adjust"])

@@ -70,7 +70,7 @@ def test_bfloat16_products_are_those_products_rounded():
     torch.testing.assert_close(rounded, exact, **BF16)
     assert not torch.equal(rounded, exact)
     steps = {}
-    for name in (None, "float32", "bfloat16"):
+    for name in (None, "float32", "bfloat16", "auto"):
         weight = nn.Parameter(torch.zeros(24, 40))
         weight.grad = matrices[0]
         MuonWithAdamW([{"params": [weight], "use_muon": True}], lr=1.0, muon_dtype=name).step()
@@ -78,6 +78,10 @@ def test_bfloat16_products_are_those_products_rounded():
     assert torch.equal(steps[None], steps["float32"])  # the default on CPU
     nesterov = orthogonalize(matrices[0] * 1.95, dtype=torch.bfloat16)  # gradient + momentum * gradient
     scale = update_scale(24, 40, "match_rms_adamw")
+    fast = (
+        torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() or torch.accelerator.is_available()
+    )
+    assert torch.equal(steps["auto"], steps["bfloat16" if fast else "float32"])
     torch.testing.assert_close(steps["bfloat16"], -scale * nesterov, **FP32)
 
 

@@ -150,7 +150,7 @@ def test_merge_keys_are_merged(tmp_path):
         (None, "--training.matrix_optimizer adam", "matrix_optimizer='adam': must be 'muon'"),
         (None, "--matrix_learning_rate 0.1", "matrix_learning_rate=0.1: has no effect without matrix_optimizer"),
         (None, "--muon_dtype float32", "muon_dtype='float32': has no effect without matrix_optimizer"),
-        (None, "--matrix_optimizer muon --muon_dtype half", "muon_dtype='half': must be float32 or bfloat16"),
+        (None, "--matrix_optimizer muon --muon_dtype half", "muon_dtype='half': must be float32, bfloat16, auto"),
         (None, "--muon_beta2 0.9", "muon_beta2=0.9: has no effect without matrix_optimizer"),
         (None, "--matrix_optimizer muon --muon_beta2 1", "muon_beta2=1.0: must be at least 0 and below 1"),
         (None, "--z_loss_weight -1", "z_loss_weight=-1.0: must not be negative"),
