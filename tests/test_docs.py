@@ -37,3 +37,11 @@ def test_every_room_is_in_the_readme():
         assert f"{room}/" in text, room
     for recipe in (ROOT / "recipes").rglob("*.yaml"):
         assert str(recipe.relative_to(ROOT)) in text, recipe
+
+
+def test_every_paper_is_listed_once():
+    text = (ROOT / "docs/papers.md").read_text(encoding="utf-8")
+    listed = [line.split(" | ")[2] for line in text.splitlines() if line.startswith("|") and "arXiv" in line]
+    assert len(listed) > 50
+    twice = {where for where in listed if listed.count(where) > 1}
+    assert not twice

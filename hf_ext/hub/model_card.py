@@ -44,6 +44,11 @@ print(find_answers(model, tokenizer, {prompt}, context).text)""",
 tokenizer, model = AutoTokenizer.from_pretrained("{folder}"), AutoModelForSeq2SeqLM.from_pretrained("{folder}")
 output = model.generate(**tokenizer({prompt}, return_tensors="pt"), max_new_tokens=50)
 print(tokenizer.decode(output[0]))""",
+    "translation": """from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+tokenizer, model = AutoTokenizer.from_pretrained("{folder}"), AutoModelForSeq2SeqLM.from_pretrained("{folder}")
+output = model.generate(**tokenizer({prompt}, return_tensors="pt"))
+print(tokenizer.decode(output[0], skip_special_tokens=True))""",
 }
 # fields of a config that say nothing about the architecture
 _NOT_ARCHITECTURE = {"architectures", "dtype", "model_type", "transformers_version", "_name_or_path", "torch_dtype"}

@@ -10,6 +10,8 @@ import torch
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from hf_ext.layers.dropout import Dropout
+
 
 class TransformerBlock(GradientCheckpointingLayer):
     """What all blocks share: an attention, a feed-forward, a dropout.
@@ -31,7 +33,7 @@ class TransformerBlock(GradientCheckpointingLayer):
         self.mlp = feed_forward
         for name in self.norm_names:
             self.add_module(name, norm())
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def attend(self, hidden_states: torch.Tensor, **kwargs) -> torch.Tensor:
         return self.self_attn(hidden_states, **kwargs)[0]

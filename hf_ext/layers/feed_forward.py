@@ -6,6 +6,7 @@ from functools import partial
 import torch
 from torch import nn
 
+from hf_ext.layers.dropout import Dropout
 from hf_ext.layers.linear import Linear
 from hf_ext.ops.recomputed import recomputed
 
@@ -53,7 +54,7 @@ class FeedForward(nn.Module):
         self.down_proj = Linear(intermediate_size, d_model, bias=bias)
         self.down_proj.is_residual_output = True  # read where weights are initialised
         self.activation = ACTIVATIONS[activation]
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """(B, T, d_model) -> (B, T, d_model)."""
@@ -81,7 +82,7 @@ class GatedFeedForward(nn.Module):
         self.down_proj = Linear(intermediate_size, d_model, bias=bias)
         self.down_proj.is_residual_output = True  # read where weights are initialised
         self.activation = ACTIVATIONS[activation]
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """(B, T, d_model) -> (B, T, d_model)."""

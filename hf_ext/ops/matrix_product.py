@@ -5,6 +5,7 @@ on processors that are not Intel's MKL does not use AVX-512. oneDNN, which torch
 none of this. N rows, I inputs, O outputs.
 """
 
+import os
 import platform
 
 import torch
@@ -18,6 +19,12 @@ ROWS_OF_A_VECTOR = 4
 
 # Elements of an outer product that are computed before they are added to a sum: 8 MB in fp32.
 ADDED_AT_ONCE = 2**21
+
+# oneDNN, and torch's layer above it, each keep what they made for the last 1,024 shapes, megabytes each: gigabytes where
+# every batch has another number of tokens. They read these when the first product is made; what is set already stays.
+SHAPES_KEPT = 128
+for _name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+    os.environ.setdefault(_name, str(SHAPES_KEPT))
 
 # measured on x86 only; elsewhere torch has other libraries behind F.linear
 HAS_ONEDNN = (

@@ -62,6 +62,10 @@ class AdapterArguments:
             raise ValueError(f"adapter.alpha={self.alpha}: must be above 0")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"adapter.dropout={self.dropout}: must be at least 0 and below 1")
+        if self.method == "dora" and self.quantize:
+            raise ValueError(
+                f"adapter.method='dora': can't take the norms of {self.quantize} weights; use lora, or leave quantize out"
+            )
         if self.merge and self.quantize:
             raise ValueError(f"adapter.merge=True: can't add into {self.quantize} weights; leave one of the two out")
 

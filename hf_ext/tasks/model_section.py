@@ -49,7 +49,10 @@ class ModelSection:
             ValueError: an unknown model type or field (with the nearest name), or what the configuration itself refuses.
         """
         if self.path is not None:
-            config = AutoConfig.from_pretrained(self.path, revision=self.revision)
+            try:
+                config = AutoConfig.from_pretrained(self.path, revision=self.revision)
+            except OSError as error:  # no such folder, no such model, no network
+                raise ValueError(_missing(self.path)) from error
             known = config.to_dict()
             check_known("model", self.fields, [name for name in known if name not in ("model_type", "vocab_size")])
             # built anew, so that a changed field is checked
@@ -90,6 +93,12 @@ class ModelSection:
         return model
 
 
+def _missing(path: str) -> str:
+    is_folder = Path(path).is_absolute() or len(Path(path).parts) > 2 or path.startswith((".", "~", "outputs"))
+    remedy = "train one first" if is_folder else "check the name and the connection (HF_HUB_OFFLINE unset)"
+    return f"path={path!r}: neither a folder here nor found on the Hub; {remedy}"
+
+
 def read_model_section(section: dict) -> ModelSection:
     """The section as given.
 
@@ -105,6 +114,9 @@ def read_model_section(section: dict) -> ModelSection:
         )
     if path is None and revision is not None:
         raise ValueError(f"model.revision={revision!r}: has no effect without model.path; leave it out")
+    # a folder's name must not be asked of the Hub, with its retries
+    if path is not None and not Path(path).is_dir() and "train one first" in _missing(str(path)):
+        raise ValueError(_missing(str(path)))
     if path is not None and Path(path).is_dir() and not (Path(path) / "config.json").is_file():
         raise ValueError(
             f"model.path={str(path)!r}: holds no model (no config.json); name the folder of a finished run"

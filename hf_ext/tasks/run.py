@@ -89,7 +89,14 @@ class Run:
             ValueError: the checkpoint to go on from is another model's or another recipe's.
         """
         check_same_run(self.checkpoint, config, self.recipe.values)
-        model = add_adapter(self.model_section.build(auto_class, config, tokenizer), self.adapter, auto_class)
+        return self.take(
+            add_adapter(self.model_section.build(auto_class, config, tokenizer), self.adapter, auto_class), tokenizer
+        )
+
+    def take(self, model, tokenizer: PreTrainedTokenizerBase):
+        """A model made elsewhere; prints its size and returns it."""
+        if self.adapter.method is None:
+            check_same_run(self.checkpoint, model.config, self.recipe.values)
         total, trained = (sum(p.numel() for p in model.parameters() if p.requires_grad or not t) for t in (False, True))
         share = "" if trained == total else f", {trained:,} of them trained"
         if self.is_main:
@@ -113,7 +120,10 @@ class Run:
     def _save(self, trainer: HfxTrainer) -> None:
         """The model for `from_pretrained`; an adapter that can be is added into it, and kept beside it."""
         if not self.adapter.merges:
+            # the stock Trainer would push here, before there is a card or a score
+            pushes, trainer.args.push_to_hub = trainer.args.push_to_hub, False
             trainer.save_model()
+            trainer.args.push_to_hub = pushes
             return
         with_adapter = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
         if self.is_main:

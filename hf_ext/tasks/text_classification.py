@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 from datasets import Dataset, List, Value
 from transformers import DataCollatorWithPadding, EvalPrediction, PreTrainedTokenizerBase
 
@@ -40,6 +41,10 @@ class ClassificationArguments:
     max_length: int | None = field(
         default=None, metadata={"help": "Tokens of a text; longer ones are cut. Default: what the model reads at most."}
     )
+    token_dropout: float = field(
+        default=0.0,
+        metadata={"help": "Probability that a token is left out of a text in training, drawn anew at each look."},
+    )
     threshold: float = field(
         default=0.5, metadata={"help": "With several labels at once: probability from which one is given."}
     )
@@ -50,6 +55,8 @@ class ClassificationArguments:
             raise ValueError("classification.label_names: a number has no names; leave it out")
         if self.max_length is not None and self.max_length < 2:
             raise ValueError(f"classification.max_length={self.max_length}: must be at least 2")
+        if not 0 <= self.token_dropout < 1:
+            raise ValueError(f"classification.token_dropout={self.token_dropout}: must be at least 0 and below 1")
         if not 0 < self.threshold < 1:
             raise ValueError(f"classification.threshold={self.threshold}: must be between 0 and 1, both excluded")
 
@@ -181,9 +188,40 @@ def texts(rows: Dataset) -> Iterator[str]:
             yield from (text for text in rows[column] if text)
 
 
-def collator(tokenizer: PreTrainedTokenizerBase) -> DataCollatorWithPadding:
-    """Pads a batch to its longest text; the models compute nothing for the padding."""
-    return DataCollatorWithPadding(tokenizer)
+def collator(tokenizer: PreTrainedTokenizerBase, token_dropout: float = 0.0):
+    """Pads a batch to its longest text; the models compute nothing for the padding.
+
+    Args:
+        token_dropout: probability that a token is left out, special ones excepted; for training only. Iyyer et al. 2015,
+            "Deep Unordered Composition Rivals Syntactic Methods for Text Classification", sec. 3.1.
+    """
+    return TokenDropoutCollator(tokenizer, token_dropout) if token_dropout else DataCollatorWithPadding(tokenizer)
+
+
+@dataclass
+class TokenDropoutCollator:
+    """`DataCollatorWithPadding` of texts that have lost some tokens; see `collator`."""
+
+    tokenizer: PreTrainedTokenizerBase
+    token_dropout: float
+
+    def __post_init__(self):
+        self.pad = DataCollatorWithPadding(self.tokenizer)
+        self.special = set(self.tokenizer.all_special_ids)
+
+    def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
+        return self.pad([self._thinned(row) for row in rows])
+
+    def _thinned(self, row: dict) -> dict:
+        tokens = row["input_ids"]
+        drawn = torch.rand(len(tokens)).tolist()
+        kept = [
+            place
+            for place, (token, share) in enumerate(zip(tokens, drawn, strict=True))
+            if share >= self.token_dropout or token in self.special
+        ]
+        by_token = ("input_ids", "attention_mask", "token_type_ids")
+        return {name: [value[place] for place in kept] if name in by_token else value for name, value in row.items()}
 
 
 def metrics(labels: Labels, threshold: float):

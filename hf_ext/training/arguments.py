@@ -125,6 +125,10 @@ class HfxTrainingArguments(TrainingArguments):
     hub_private_repo: bool | None = field(
         default=True, metadata={"help": "Whether a repository that push_to_hub makes is private."}
     )
+    hub_strategy: str = field(
+        default="end",
+        metadata={"help": "When push_to_hub pushes: end, all at once; or every_save, checkpoint, all_checkpoints."},
+    )
     # the stock filter logs a NaN loss as 0.0 and the run ends as if nothing had happened
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Hide non-finite losses from the log."})
 

@@ -83,7 +83,9 @@ def load_recipe(argv: list[str], sections: Mapping[str, type]) -> Recipe:
     values = {name: dict(given.get(name) or {}) for name in sections}
     hints = {name: _field_types(kind) for name, kind in sections.items()}
     for name, section in values.items():
-        values[name] = _coerce_section(name, section, hints)
+        if hints[name] is not None:
+            for field, value in section.items():
+                section[field] = _coerce(value, _field_type(name, field, hints), f"{name}.{field}")
 
     resume = None
     for key, raw in options:

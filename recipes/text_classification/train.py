@@ -44,7 +44,8 @@ def main(argv: list[str]) -> None:
         args=recipe.training,
         train_dataset=tokenized["train"],
         eval_dataset=tokenized["validation"],
-        data_collator=task.collator(tokenizer),
+        data_collator=task.collator(tokenizer, asked.token_dropout),
+        eval_data_collator=task.collator(tokenizer),
         compute_metrics=task.metrics(labels, asked.threshold),
         processing_class=tokenizer,
     )

@@ -1,5 +1,10 @@
 """`linear` against torch's: values, gradients, gradients of gradients, and every case in which it must step aside."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -12,6 +17,7 @@ from hf_ext.ops.matrix_product import add_outer_product, linear
 
 # fp32 sums of some hundred products of unit size, in another order; double backward multiplies three such
 CLOSE = {"atol": 2e-4, "rtol": 1e-5}
+ROOT = Path(__file__).parents[2]
 ONEDNN = "mkldnn::_linear_pointwise"
 
 
@@ -138,3 +144,35 @@ def test_compiles_to_torch_s_own():
     compiled(torch.randn(4, 8), torch.randn(8, 8))
     assert "linear" in str(graphs[0].code)
     assert "mkldnn" not in str(graphs[0].code)
+
+
+# products of 600 shapes, for which oneDNN by itself keeps 1,950 MB, and 230 so
+GROWTH = """
+import torch
+from hf_ext.ops.matrix_product import linear
+
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * 4096 / 2**20
+
+weight = torch.randn(256, 256, requires_grad=True)
+for rows in (1000, *range(1000, 1600)):
+    linear(torch.randn(rows, 256, requires_grad=True), weight).sum().backward()
+    if rows == 1000:
+        before = resident()
+print(resident() - before)
+"""
+MEGABYTES_OF_SHAPES = 500
+
+
+@pytest.mark.heavy
+@pytest.mark.skipif(
+    not matrix_product.HAS_ONEDNN or not Path("/proc/self/statm").exists(), reason="no oneDNN, or no /proc"
+)
+def test_many_shapes_take_no_memory():
+    names = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
+    environment = {name: value for name, value in os.environ.items() if name not in names}
+    done = subprocess.run(
+        [sys.executable, "-c", GROWTH], env=environment, capture_output=True, text=True, check=False, cwd=ROOT
+    )
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < MEGABYTES_OF_SHAPES

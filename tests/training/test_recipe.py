@@ -93,17 +93,6 @@ def test_resolved_recipe_runs_the_same_again(recipe_file, tmp_path):
     assert again.model["qk_norm"] == "head"
 
 
-def test_a_whole_section_of_the_command_line_takes_the_yaml_s_place(tmp_path):
-    path = tmp_path / "recipe.yaml"
-    path.write_text("model: {a: 1, b: 2}\nkinds: {colour: red}\n", encoding="utf-8")
-    recipe = load_recipe([str(path), "--model", "{path: folder}", "--model.c", "3"], {"model": dict, "kinds": Kinds})
-    assert recipe.model == {"path": "folder", "c": 3}
-    assert recipe.kinds.colour is Colour.RED
-    assert load_recipe([str(path), "--kinds={folder: /a}"], {"model": dict, "kinds": Kinds}).values["kinds"] == {
-        "folder": Path("/a")
-    }
-
-
 def test_paths_and_choices_are_written_and_read_again(tmp_path):
     path = tmp_path / "recipe.yaml"
     path.write_text("kinds: {folder: /a/b, colour: red, shape: [2, 3]}\n", encoding="utf-8")
@@ -151,8 +140,6 @@ def test_merge_keys_are_merged(tmp_path):
         (None, "--data.colum x", "data.colum: no such field; did you mean 'column'?"),
         (None, "--fraction", "--fraction: needs a value"),
         (None, "--fraction many", "--fraction='many': must be float"),
-        (None, "--data 3", "--data='3': must be a mapping such as"),
-        (None, '--data={"colum":1}', "data.colum: no such field; did you mean 'column'?"),
         (None, "--hidden_size 3", "--hidden_size: no such option; for a field of the model write --model.hidden_size"),
         (None, "other.yaml", "2 recipes given"),
         (None, "--training.matrix_optimizer adam", "matrix_optimizer='adam': must be 'muon'"),

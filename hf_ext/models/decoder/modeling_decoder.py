@@ -22,6 +22,7 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from hf_ext.layers.attention import MultiHeadAttention
 from hf_ext.layers.blocks import BLOCKS, TransformerBlock
+from hf_ext.layers.dropout import Dropout
 from hf_ext.layers.linear import Linear
 from hf_ext.layers.mixture_of_experts import MixtureOfExperts, Router
 from hf_ext.models.attention_inputs import (
@@ -112,7 +113,7 @@ class HfxDecoderModel(HfxDecoderPreTrainedModel):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
         self.embed_positions = make_position_embeddings(config)
         self.embedding_norm = make_embedding_norm(config)
-        self.embedding_dropout = nn.Dropout(config.embedding_dropout)
+        self.embedding_dropout = Dropout(config.embedding_dropout)
         self.layers = nn.ModuleList(decoder_block(config, i) for i in range(config.num_hidden_layers))
         self.norm = make_final_norm(config)
         self.rotary_emb = make_rotary_embeddings(config)

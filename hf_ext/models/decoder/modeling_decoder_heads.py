@@ -4,7 +4,6 @@ B batch, T tokens.
 """
 
 import torch
-from torch import nn
 from transformers.modeling_outputs import (
     QuestionAnsweringModelOutput,
     SequenceClassifierOutputWithPast,
@@ -12,6 +11,7 @@ from transformers.modeling_outputs import (
 )
 from transformers.utils import can_return_tuple
 
+from hf_ext.layers.dropout import Dropout
 from hf_ext.layers.linear import Linear
 from hf_ext.models.classification_heads import check_problem_type, last_token, predict_spans, sequence_loss, token_loss
 from hf_ext.models.decoder.configuration_decoder import HfxDecoderConfig
@@ -65,7 +65,7 @@ class HfxDecoderForTokenClassification(HfxDecoderPreTrainedModel):
         self.num_labels = config.num_labels
         self.model = HfxDecoderModel(config)
         dropout = getattr(config, "classifier_dropout", None)
-        self.dropout = nn.Dropout(config.hidden_dropout if dropout is None else dropout)
+        self.dropout = Dropout(config.hidden_dropout if dropout is None else dropout)
         self.score = Linear(config.hidden_size, config.num_labels)
         self.post_init()
 

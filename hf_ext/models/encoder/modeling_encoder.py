@@ -23,6 +23,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from hf_ext.layers.attention import MultiHeadAttention
 from hf_ext.layers.blocks import BLOCKS, TransformerBlock
+from hf_ext.layers.dropout import Dropout
 from hf_ext.layers.linear import Linear
 from hf_ext.layers.prediction_head import PredictionHead
 from hf_ext.models.attention_inputs import attention_inputs, cached_key_positions, default_position_ids
@@ -91,7 +92,7 @@ class HfxEncoderModel(HfxEncoderPreTrainedModel):
         )
         self.embed_positions = make_position_embeddings(config)
         self.embedding_norm = make_embedding_norm(config)
-        self.embedding_dropout = nn.Dropout(config.embedding_dropout)
+        self.embedding_dropout = Dropout(config.embedding_dropout)
         self.layers = nn.ModuleList(encoder_block(config, i) for i in range(config.num_hidden_layers))
         self.norm = make_final_norm(config)
         self.rotary_emb = make_rotary_embeddings(config)
@@ -268,7 +269,7 @@ class HfxEncoderForSequenceClassification(HfxEncoderPreTrainedModel):
         self.num_labels = config.num_labels
         self.model = HfxEncoderModel(config)
         self.head = sequence_head(config)
-        self.dropout = nn.Dropout(config.classifier_dropout)
+        self.dropout = Dropout(config.classifier_dropout)
         self.classifier = Linear(config.hidden_size, config.num_labels)
         self.post_init()
 
@@ -304,7 +305,7 @@ class HfxEncoderForTokenClassification(HfxEncoderPreTrainedModel):
         self.num_labels = config.num_labels
         self.model = HfxEncoderModel(config)
         self.head = sequence_head(config) if config.classifier_on_tokens else nn.Identity()
-        self.dropout = nn.Dropout(config.classifier_dropout)
+        self.dropout = Dropout(config.classifier_dropout)
         self.classifier = Linear(config.hidden_size, config.num_labels)
         self.post_init()
 
@@ -336,7 +337,7 @@ class HfxEncoderForQuestionAnswering(HfxEncoderPreTrainedModel):
         super().__init__(config)
         self.model = HfxEncoderModel(config)
         self.head = sequence_head(config) if config.classifier_on_tokens else nn.Identity()
-        self.dropout = nn.Dropout(config.classifier_dropout if config.classifier_on_tokens else 0.0)
+        self.dropout = Dropout(config.classifier_dropout if config.classifier_on_tokens else 0.0)
         self.qa_outputs = Linear(config.hidden_size, 2)
         self.post_init()
 
@@ -373,7 +374,7 @@ class HfxEncoderForMultipleChoice(HfxEncoderPreTrainedModel):
         super().__init__(config)
         self.model = HfxEncoderModel(config)
         self.head = sequence_head(config)
-        self.dropout = nn.Dropout(config.classifier_dropout)
+        self.dropout = Dropout(config.classifier_dropout)
         self.classifier = Linear(config.hidden_size, 1)
         self.post_init()
 

@@ -25,6 +25,7 @@ from hf_ext.layers.attention import MultiHeadAttention
 from hf_ext.layers.blocks import BLOCKS, TransformerBlock
 from hf_ext.layers.cross_attention import CrossAttention
 from hf_ext.layers.cross_attention_blocks import CROSS_BLOCKS, CrossAttentionBlock
+from hf_ext.layers.dropout import Dropout
 from hf_ext.models.attention_inputs import (
     attention_inputs,
     cached_key_positions,
@@ -139,11 +140,11 @@ class EncoderDecoderStack(HfxEncoderDecoderPreTrainedModel):
         self.embed_tokens = nn.Embedding(vocab_size, config.hidden_size, padding)
         self.embed_positions = make_position_embeddings(config)
         self.embedding_norm = make_embedding_norm(config)
-        self.embedding_dropout = nn.Dropout(config.embedding_dropout)
+        self.embedding_dropout = Dropout(config.embedding_dropout)
         block = decoder_block if is_causal else encoder_block
         self.layers = nn.ModuleList(block(config, i) for i in range(len(layer_types)))
         self.norm = make_final_norm(config)
-        self.final_dropout = nn.Dropout(config.final_dropout)
+        self.final_dropout = Dropout(config.final_dropout)
         rotary = make_rotary_embeddings(config)
         self.rotary_emb = nn.ModuleDict({kind: rope for kind, rope in rotary.items() if kind in layer_types})
         self.position_bias = make_position_bias(config, is_causal=is_causal)  # one for all layers

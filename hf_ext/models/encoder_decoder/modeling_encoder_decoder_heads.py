@@ -10,6 +10,7 @@ from transformers.modeling_outputs import (
 )
 from transformers.utils import can_return_tuple
 
+from hf_ext.layers.dropout import Dropout
 from hf_ext.layers.linear import Linear
 from hf_ext.layers.prediction_head import PredictionHead
 from hf_ext.models.attention_inputs import changing_frequencies, default_position_ids
@@ -181,7 +182,7 @@ class HfxEncoderDecoderForSequenceClassification(HfxEncoderDecoderPreTrainedMode
         self.num_labels = config.num_labels
         self.model = HfxEncoderDecoderModel(config)
         self.head = PredictionHead(config.hidden_size, activation="tanh")
-        self.dropout = nn.Dropout(config.classifier_dropout)
+        self.dropout = Dropout(config.classifier_dropout)
         self.classifier = Linear(config.hidden_size, config.num_labels)
         self.post_init()
 
