@@ -102,9 +102,12 @@ def layer_dropped(teacher: PreTrainedModel, asked: DistillationArguments) -> Pre
 def layer_pairs(student: PretrainedConfig, teacher: PretrainedConfig) -> list[tuple[int, int]]:
     """(student's layer, teacher's) whose hidden states are brought together: the last ones of equal shares of the depth.
 
-    Of k layers of the student, layer i answers for the teacher's round((i + 1) n / k) - 1 of n: the last for the last.
+    Of k layers of the student, layer i answers for the teacher's round((i + 1) n / k) - 1 of n: the last for the last. A
+    student deeper than its teacher has no such pairs.
     """
     k, n = student.num_hidden_layers, teacher.num_hidden_layers
+    if k > n:
+        return []
     return [(layer, max(0, round((layer + 1) * n / k) - 1)) for layer in range(k)]
 
 
@@ -112,6 +115,7 @@ def compare(trainer: DistillationTrainer, rows, metric: str) -> list[dict]:
     """Student and teacher on the same rows: parameters, the metric, and rows a second, one after the other."""
     lines = []
     student = trainer.model
+    trainer.predict(rows, metric_key_prefix="warmup")  # the first pass of a process is slower than the others
     for name, model in (("teacher", trainer.teacher), ("student", student)):
         trainer.model = trainer.model_wrapped = model
         scores = trainer.predict(rows, metric_key_prefix=name).metrics

@@ -10,6 +10,7 @@ import argparse
 import hashlib
 import json
 import math
+from pathlib import Path
 
 import torch
 from transformers import (
@@ -117,12 +118,25 @@ def differences(here: dict, there: dict) -> str:
     return "; ".join(wrong)
 
 
+def load(folder: str):
+    """The model in a folder; where there is an adapter alone, with it in the weights that it was trained beside."""
+    config = AutoConfig.from_pretrained(folder)
+    auto_class = auto_class_of(config)
+    adapter = Path(folder) / "adapter_config.json"
+    if not adapter.is_file():
+        return auto_class.from_pretrained(folder)
+    from peft import PeftModel
+
+    base = json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"]
+    return PeftModel.from_pretrained(auto_class.from_pretrained(base, config=config), folder).get_base_model()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder")
     parser.add_argument("--prompt", required=True)
     arguments = parser.parse_args()
-    model = auto_class_of(AutoConfig.from_pretrained(arguments.folder)).from_pretrained(arguments.folder)
+    model = load(arguments.folder)
     tokenizer = AutoTokenizer.from_pretrained(arguments.folder)
     print(json.dumps(probe(model, tokenizer, arguments.prompt)))
 

@@ -124,6 +124,10 @@ class Run:
             pushes, trainer.args.push_to_hub = trainer.args.push_to_hub, False
             trainer.save_model()
             trainer.args.push_to_hub = pushes
+            if self.adapter.method is not None and self.is_main:
+                trained_model(trainer).config.save_pretrained(
+                    self.output
+                )  # of a new head, peft keeps the weights alone
             return
         with_adapter = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
         if self.is_main:

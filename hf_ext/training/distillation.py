@@ -80,6 +80,13 @@ class DistillationTrainer(HfxTrainer):
         check_pair(student, teacher, distillation)
         self.teacher = teacher.eval().requires_grad_(False).to(self.args.device)
         self.distillation, self.hidden_layers = distillation, tuple(hidden_layers)
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            raise ValueError("distillation: not for weights sharded by FSDP or DeepSpeed; train on whole ones")
+        if distillation.hidden_weight and student.config.is_encoder_decoder and not self.is_language_model:
+            raise ValueError(
+                f"distillation.hidden_weight={distillation.hidden_weight}: an encoder-decoder's only under its language "
+                "model's head; leave it out"
+            )
         if distillation.hidden_weight and not self.hidden_layers:
             raise ValueError(f"distillation.hidden_weight={distillation.hidden_weight}: no layers to bring together")
 
@@ -150,8 +157,8 @@ class DistillationTrainer(HfxTrainer):
     def _hidden_loss(self, outputs, teacher_outputs, inputs, num_items) -> torch.Tensor:
         """1 - cos of the pairs' outputs, a mean over scored tokens, as the labels' loss is, else rows (and of a row
         its tokens)."""
-        config, labels = self._innermost_model().config, inputs["labels"]
-        name = "decoder_hidden_states" if config.is_encoder_decoder else "hidden_states"
+        labels = inputs["labels"]
+        name = "decoder_hidden_states" if self._innermost_model().config.is_encoder_decoder else "hidden_states"
         distances = []
         for student_layer, teacher_layer in self.hidden_layers:
             # the embeddings are number 0

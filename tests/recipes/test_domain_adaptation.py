@@ -69,6 +69,13 @@ def test_adapters_merged_and_over_four_bits(trained, tmp_path):
     quantized = domains(tmp_path / "int4")["new"]
     assert quantized["after"] < quantized["before"]
 
+    beside = adapt(trained, tmp_path / "beside", "--adapter", "{method: lora, merge: false}", "--learning_rate", 0.03)
+    assert beside.returncode == 0, beside.stderr
+    assert "reloaded in a fresh process" in beside.stdout  # by peft
+    assert not (tmp_path / "beside/model.safetensors").exists()
+    # added into the weights it computes what it did beside them
+    assert domains(tmp_path / "beside")["new"]["after"] == pytest.approx(merged["after"], rel=1e-4)
+
     # stopped and gone on: the same adapter
     weights = (tmp_path / "int4/adapter_model.safetensors").read_bytes()
     last = sorted((tmp_path / "int4").glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))[-1]
