@@ -6,20 +6,10 @@ example this is the accuracy); "macro" is the classes' mean, a rare class counts
 fraction of nothing by nothing is 0. The classes are `labels`, or those that occur in predictions or references.
 """
 
-import evaluate
-from datasets import Features, Sequence, Value
-
-from hf_ext.metrics.checked_metric import CheckedMetric
-from hf_ext.metrics.labels import averaged_scores, check_indicators, check_labels, check_rows
+from hf_ext.metrics.averaged_metric import AveragedMetric
 
 
-CITATION = """\
-@article{pedregosa2011scikit,
-  title={Scikit-learn: Machine Learning in {P}ython},
-  author={Pedregosa, F. and Varoquaux, G. and Gramfort, A. and Michel, V. and others},
-  journal={Journal of Machine Learning Research}, volume={12}, pages={2825--2830}, year={2011}
-}"""
-
+DESCRIPTION = __doc__
 INPUTS = """
 Args:
     predictions (list of int): the predicted classes. With config_name="multilabel", rows of 0 and 1, one entry a
@@ -45,32 +35,8 @@ Examples:
 """
 
 
-class F1(CheckedMetric):
+class F1(AveragedMetric):
     """The metric; see the description of its file."""
 
-    def _info(self) -> evaluate.MetricInfo:
-        row = Value("int64") if self.config_name != "multilabel" else Sequence(Value("int64"))
-        return evaluate.MetricInfo(
-            description=__doc__,
-            citation=CITATION,
-            inputs_description=INPUTS,
-            features=Features({"predictions": row, "references": row}),
-        )
-
-    def check_batch(self, predictions: list, references: list) -> None:
-        if self.config_name != "multilabel":
-            check_labels(predictions, references)
-        else:
-            check_rows(predictions, references)
-            check_indicators("predictions", predictions)
-
-    def _compute(
-        self,
-        predictions: list,
-        references: list,
-        average: str | None = "binary",
-        labels: list[int] | None = None,
-        pos_label: int = 1,
-    ) -> dict[str, float | list[float]]:
-        scores = averaged_scores(predictions, references, average=average, labels=labels, pos_label=pos_label)
-        return {"f1": scores["f1"]}
+    score = "f1"
+    texts = (DESCRIPTION, INPUTS)
