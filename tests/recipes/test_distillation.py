@@ -1,31 +1,16 @@
 """Teacher, then student, as a user types it."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
-
-
-ROOT = Path(__file__).parents[2]
-
-
-def run(script, *argv) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, str(ROOT / "recipes" / script), *map(str, argv)],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=ROOT,
-    )
+from recipes.recipe_runs import ROOT, read_lines, read_results, run_script
 
 
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory):
     out = tmp_path_factory.mktemp("teacher") / "run"
-    done = run(
-        "text_classification/train.py",
+    done = run_script(
+        "recipes/text_classification/train.py",
         ROOT / "recipes/text_classification/debug.yaml",
         *("--training.output_dir", out, "--model.num_hidden_layers", 2),
     )
@@ -37,9 +22,9 @@ def teacher(tmp_path_factory):
 def test_a_narrower_student_and_one_of_fewer_layers(teacher, tmp_path):
     recipe = ROOT / "recipes/distillation/debug.yaml"
     argv = ["--teacher.path", teacher, "--training.output_dir", tmp_path / "narrow"]
-    done = run("distillation/train.py", recipe, *argv)
+    done = run_script("recipes/distillation/train.py", recipe, *argv)
     assert done.returncode == 0, done.stderr
-    lines = [json.loads(line) for line in (tmp_path / "narrow/comparison.jsonl").read_text().splitlines()]
+    lines = read_lines(tmp_path / "narrow/comparison.jsonl")
     assert [line["model"] for line in lines] == ["teacher", "student"]
     assert lines[1]["parameters"] < lines[0]["parameters"] / 2
     assert lines[1]["accuracy"] >= 0.9
@@ -51,20 +36,22 @@ def test_a_narrower_student_and_one_of_fewer_layers(teacher, tmp_path):
 
     argv[-1] = tmp_path / "half"
     argv += ["--model", "{}", "--distillation.student_layers", "[1]", "--distillation.hidden_weight", 0.1]
-    done = run("distillation/train.py", recipe, *argv, "--max_steps", 60)
+    done = run_script("recipes/distillation/train.py", recipe, *argv, "--max_steps", 60)
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "half/config.json").read_text())["num_hidden_layers"] == 1
-    assert json.loads((tmp_path / "half/all_results.json").read_text())["eval_accuracy"] >= 0.9
+    assert read_results(tmp_path / "half")["eval_accuracy"] >= 0.9
 
-    refused = run("distillation/train.py", recipe, *argv[:2], "--training.output_dir", tmp_path / "other", *argv[6:])
+    refused = run_script(
+        "recipes/distillation/train.py", recipe, *argv[:2], "--training.output_dir", tmp_path / "other", *argv[6:]
+    )
     assert refused.returncode == 2
     assert "error: distillation.student_layers, model: both are given" in refused.stderr
 
 
 @pytest.mark.heavy
 def test_a_teacher_that_isnt_there_is_named(tmp_path):
-    done = run(
-        "distillation/train.py",
+    done = run_script(
+        "recipes/distillation/train.py",
         *(ROOT / "recipes/distillation/debug.yaml", "--training.output_dir", tmp_path / "run"),
         *("--teacher.path", tmp_path / "nowhere"),
     )

@@ -1,41 +1,30 @@
 """Going on from a trained model on other text, whole and by adapters, as a user types it."""
 
-import json
 import subprocess
-import sys
-from pathlib import Path
 
 import pytest
-
-
-ROOT = Path(__file__).parents[2]
-
-
-def run(script, *argv) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, str(ROOT / "recipes" / script), *map(str, argv)],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=ROOT,
-    )
+from recipes.recipe_runs import ROOT, read_lines, run_script
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     out = tmp_path_factory.mktemp("trained") / "model"
-    done = run("pretraining/train.py", ROOT / "recipes/pretraining/debug.yaml", "--training.output_dir", out)
+    done = run_script(
+        "recipes/pretraining/train.py", ROOT / "recipes/pretraining/debug.yaml", "--training.output_dir", out
+    )
     assert done.returncode == 0, done.stderr
     return out
 
 
 def adapt(trained, out, *argv):
     recipe = ROOT / "recipes/domain_adaptation/debug.yaml"
-    return run("domain_adaptation/train.py", recipe, "--model.path", trained, "--training.output_dir", out, *argv)
+    return run_script(
+        "recipes/domain_adaptation/train.py", recipe, "--model.path", trained, "--training.output_dir", out, *argv
+    )
 
 
 def domains(out) -> dict[str, dict]:
-    return {line["domain"]: line for line in map(json.loads, (out / "domains.jsonl").read_text().splitlines())}
+    return {line["domain"]: line for line in read_lines(out / "domains.jsonl")}
 
 
 @pytest.mark.heavy

@@ -1,30 +1,20 @@
 """The main job, as a user types it: the script, its overrides, its resume and its refusals."""
 
 import json
-import os
 import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 import yaml
+from recipes.recipe_runs import ROOT, refusal, run_script
 
 
-ROOT = Path(__file__).parents[2]
 SCRIPT = "recipes/pretraining/train.py"
 RECIPES = sorted((ROOT / "recipes" / "pretraining").glob("*.yaml"))
 
 
-def run(*argv, cwd=ROOT) -> subprocess.CompletedProcess:
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    return subprocess.run(
-        [sys.executable, str(ROOT / SCRIPT), *map(str, argv)],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=cwd,
-        env=environment,
-    )
+run = partial(run_script, SCRIPT)
 
 
 def write_recipe(folder: Path, **changes) -> Path:
@@ -279,36 +269,17 @@ def test_other_formats_streaming_and_characters(tmp_path):
 )
 def test_nonsense_is_one_line_and_leaves_nothing(argv, message, tmp_path, capsys, monkeypatch):
     """In this process: the script's own main, as `run_recipe_main` calls it."""
-    import runpy
-
-    from hf_ext.training.recipe import run_recipe_main
-
     recipe = on_texts(tmp_path)
-    main = runpy.run_path(str(ROOT / SCRIPT))["main"]
-    monkeypatch.setattr(sys, "argv", ["train.py", str(recipe), *argv])
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit) as caught:
-        run_recipe_main(main)
-    assert caught.value.code == 2
-    error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert len(error) == 1
-    assert message in error[0]
+    assert message in refusal(SCRIPT, [recipe, *argv], monkeypatch, capsys)
     assert not (tmp_path / "run").exists()
 
 
 def test_empty_and_missing_files_are_named(tmp_path, capsys, monkeypatch):
-    import runpy
-
-    from hf_ext.training.recipe import run_recipe_main
-
     recipe = on_texts(tmp_path)
     (tmp_path / "texts.jsonl").write_text("", encoding="utf-8")
-    main = runpy.run_path(str(ROOT / SCRIPT))["main"]
     for argv, message in (
         ([recipe], "texts.jsonl"),
         ([tmp_path / "recpe.yaml"], "no such recipe; there are recipe.yaml"),
     ):
-        monkeypatch.setattr(sys, "argv", ["train.py", *map(str, argv)])
-        with pytest.raises(SystemExit):
-            run_recipe_main(main)
-        assert message in capsys.readouterr().err
+        assert message in refusal(SCRIPT, argv, monkeypatch, capsys)

@@ -1,7 +1,6 @@
 """Answers from texts, as a user types it: the debug run and going on from it, real questions, refusals."""
 
 import json
-import os
 import re
 import runpy
 import string
@@ -10,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from recipes.recipe_runs import read_lines, run_script
 
 
 ROOT = Path(__file__).parents[2]
@@ -17,18 +17,7 @@ FOLDER = "recipes/question_answering"
 
 
 def run(script: str, recipe: str, *argv) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, f"{FOLDER}/{script}", f"{FOLDER}/{recipe}", *map(str, argv)],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=ROOT,
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
-    )
-
-
-def read_lines(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return run_script(f"{FOLDER}/{script}", f"{FOLDER}/{recipe}", *argv)
 
 
 def normalized(text: str) -> str:

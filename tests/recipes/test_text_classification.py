@@ -2,25 +2,17 @@
 
 import json
 import subprocess
-import sys
-from pathlib import Path
+from functools import partial
 
 import pytest
+from recipes.recipe_runs import ROOT, read_lines, read_results, refusal, run_script
 
 
-ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "recipes/text_classification"
 SCRIPT = FOLDER / "train.py"
 
 
-def run(*argv) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, str(SCRIPT), *map(str, argv)], capture_output=True, text=True, check=False, cwd=ROOT
-    )
-
-
-def results(folder: Path) -> dict:
-    return json.loads((folder / "all_results.json").read_text())
+run = partial(run_script, SCRIPT)
 
 
 @pytest.mark.heavy
@@ -28,11 +20,11 @@ def test_the_short_recipe_and_its_resume(tmp_path):
     out = tmp_path / "run"
     done = run(FOLDER / "debug.yaml", "--training.output_dir", out)
     assert done.returncode == 0, done.stderr
-    assert results(out)["eval_accuracy"] >= 0.9  # half of them are positive
+    assert read_results(out)["eval_accuracy"] >= 0.9  # half of them are positive
     assert "reloaded in a fresh process: HfxEncoderForSequenceClassification" in done.stdout
-    lines = [json.loads(line) for line in (out / "validation_predictions.jsonl").read_text().splitlines()]
+    lines = read_lines(out / "validation_predictions.jsonl")
     right = sum(line["prediction"] == line["label"] for line in lines) / len(lines)
-    assert right == pytest.approx(results(out)["eval_accuracy"])
+    assert right == pytest.approx(read_results(out)["eval_accuracy"])
     card = (out / "README.md").read_text()
     assert "pipeline_tag: text-classification" in card
     assert "type: matthews_correlation" in card
@@ -61,7 +53,7 @@ def test_the_short_recipe_and_its_resume(tmp_path):
 def test_topics_and_stars(name, metric, bound, tmp_path):
     done = run(FOLDER / f"{name}.yaml", "--training.output_dir", tmp_path / "run")
     assert done.returncode == 0, done.stderr
-    assert results(tmp_path / "run")[metric] >= bound
+    assert read_results(tmp_path / "run")[metric] >= bound
 
 
 @pytest.mark.heavy
@@ -77,7 +69,7 @@ def test_sentiment_of_reviews_moves(tmp_path, real_data):
         *("--num_train_epochs", 1, "--max_train_rows", 3000, "--warmup_steps", 10),
     )
     assert done.returncode == 0, done.stderr
-    assert results(out)["eval_accuracy"] >= 0.58  # 0.51 of the sentences are positive
+    assert read_results(out)["eval_accuracy"] >= 0.58  # 0.51 of the sentences are positive
 
 
 @pytest.mark.parametrize(
@@ -97,17 +89,6 @@ def test_sentiment_of_reviews_moves(tmp_path, real_data):
     ids=lambda x: " ".join(x) if isinstance(x, list) else "",
 )
 def test_nonsense_is_one_line(argv, message, tmp_path, capsys, monkeypatch):
-    import runpy
-
-    from hf_ext.training.recipe import run_recipe_main
-
-    main = runpy.run_path(str(SCRIPT))["main"]
-    out = tmp_path / "run"
-    monkeypatch.setattr(sys, "argv", ["train.py", str(FOLDER / "debug.yaml"), "--training.output_dir", str(out), *argv])
     monkeypatch.chdir(ROOT)
-    with pytest.raises(SystemExit) as caught:
-        run_recipe_main(main)
-    assert caught.value.code == 2
-    error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert len(error) == 1
-    assert message in error[0]
+    out = tmp_path / "run"
+    assert message in refusal(SCRIPT, [FOLDER / "debug.yaml", "--training.output_dir", out, *argv], monkeypatch, capsys)

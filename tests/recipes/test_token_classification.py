@@ -1,34 +1,20 @@
 """Token classification as a user types it: the debug recipe whole, resumed, real data in short, refusals."""
 
 import json
-import os
 import subprocess
-import sys
-from pathlib import Path
+from functools import partial
 
 import pytest
+from recipes.recipe_runs import read_lines, run_script
 from transformers import pipeline
 
 import hf_ext  # noqa: F401  registers our architectures
 
 
-ROOT = Path(__file__).parents[2]
 FOLDER = "recipes/token_classification"
 
 
-def run(*argv) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, f"{FOLDER}/train.py", *map(str, argv)],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=ROOT,
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
-    )
-
-
-def read_lines(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+run = partial(run_script, f"{FOLDER}/train.py")
 
 
 @pytest.mark.heavy

@@ -1,19 +1,14 @@
 """Translation as a user runs it: the debug recipe learns its pattern, every YAML takes two steps, refusals are one line."""
 
 import json
-import os
-import runpy
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 import yaml
+from recipes.recipe_runs import ROOT, read_lines, refusal, run_script
 
-from hf_ext.training.recipe import run_recipe_main
 
-
-ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "recipes/translation/train.py"
 DEBUG = ROOT / "recipes/translation/debug.yaml"
 RECIPES = sorted((ROOT / "recipes" / "translation").glob("multi30k*.yaml"))
@@ -21,10 +16,7 @@ RECIPES = sorted((ROOT / "recipes" / "translation").glob("multi30k*.yaml"))
 LEARNT_BLEU = 90
 
 
-def run(*argv) -> subprocess.CompletedProcess:
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, str(SCRIPT), *map(str, argv)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, env=environment)
+run = partial(run_script, SCRIPT)
 
 
 @pytest.mark.heavy
@@ -36,7 +28,7 @@ def test_the_debug_recipe_learns_to_translate(tmp_path):
     results = json.loads((out / "all_results.json").read_text())
     assert logged[0]["eval_bleu"] < results["eval_bleu"] > LEARNT_BLEU
     assert logged[0]["eval_chrf"] < results["eval_chrf"]
-    lines = [json.loads(line) for line in (out / "validation_predictions.jsonl").read_text().splitlines()]
+    lines = read_lines(out / "validation_predictions.jsonl")
     assert len(lines) == 35
     assert set(lines[0]) == {"direction", "source", "reference", "prediction"}
     assert sum(line["prediction"] == line["reference"] for line in lines) > len(lines) / 2
@@ -106,13 +98,7 @@ def test_two_steps_of_every_recipe(path, tmp_path, real_data):
     ids=lambda x: " ".join(x) if isinstance(x, list) else "",
 )
 def test_nonsense_is_one_line_and_leaves_nothing(argv, message, tmp_path, capsys, monkeypatch):
-    main = runpy.run_path(str(SCRIPT))["main"]
-    monkeypatch.setattr(sys, "argv", ["train.py", str(DEBUG), "--training.output_dir", str(tmp_path / "run"), *argv])
     monkeypatch.chdir(ROOT)
-    with pytest.raises(SystemExit) as caught:
-        run_recipe_main(main)
-    assert caught.value.code == 2
-    error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert len(error) == 1
-    assert message in error[0]
+    asked = [DEBUG, "--training.output_dir", tmp_path / "run", *argv]
+    assert message in refusal(SCRIPT, asked, monkeypatch, capsys)
     assert not (tmp_path / "run").exists()
