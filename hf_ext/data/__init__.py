@@ -4,6 +4,7 @@ from hf_ext.data.packing import PACKING_STRATEGIES, pack_dataset, pack_documents
 from hf_ext.data.pair_packing import pack_pairs
 from hf_ext.data.python_library import PYTHON_LIBRARY, PYTHON_LIBRARY_LICENSE, iter_python_library
 from hf_ext.data.rows import RowArguments, load_rows
+from hf_ext.data.sentences import split_sentences
 from hf_ext.data.sources import DataArguments, load_documents
 from hf_ext.data.squad_rows import unfold_squad
 from hf_ext.data.tokenizer_training import TOKENIZER_KINDS, train_tokenizer
@@ -24,6 +25,7 @@ __all__ = [
     "pack_documents",
     "pack_pairs",
     "resolve_data_files",
+    "split_sentences",
     "train_tokenizer",
     "unfold_squad",
     "utf8_bytes",
