@@ -119,7 +119,8 @@ class HfxTrainer(Trainer):
         """As transformers', and segments where the model has them: our heads hand them on without naming them."""
         missing = self._signature_columns is None
         super()._set_signature_columns_if_needed()
-        if missing and (getattr(self._innermost_model().config, "type_vocab_size", None) or 0) > 1:
+        config = getattr(self._innermost_model(), "config", None)  # a plain module has none
+        if missing and (getattr(config, "type_vocab_size", None) or 0) > 1:
             self._signature_columns.append("token_type_ids")
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device):

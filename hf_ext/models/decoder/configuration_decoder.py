@@ -9,7 +9,8 @@ from hf_ext.models.configuration_transformer import HfxTransformerConfig
 
 @strict
 class HfxDecoderConfig(HfxTransformerConfig):
-    """A decoder of your own design. Defaults: a Llama-like model of 39M parameters (vocabulary 32,000).
+    """A decoder of your own design. Defaults: a Llama-like model of 58M parameters, 42M with tied
+    embeddings (vocabulary 32,000).
 
     Args, besides those of `HfxTransformerConfig`:
         num_experts: experts of a mixture in place of the feed-forward; 0 for none. num_experts_per_tok: chosen for a token.
