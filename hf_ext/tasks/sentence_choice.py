@@ -1,8 +1,8 @@
 """Which sentences of a text make its summary: the labels that training takes, and the choice by scores.
 
 Labels: the sentences that greedily raise ROUGE-1 + ROUGE-2 against a reference, one by one, until none does; Nallapati
-et al. 2017, arXiv 1611.04230, sec. 3. Choice: the best scored, none that shares a run of three words with one chosen
-before (trigram blocking); Paulus et al. 2017, arXiv 1705.04304, sec. 2.5.
+et al. 2017, arXiv 1611.04230, "Extractive Training". Choice: the best scored, none that shares a run of three words with
+one chosen before (trigram blocking); Paulus et al. 2017, arXiv 1705.04304, sec. 2.5.
 """
 
 from collections import Counter
