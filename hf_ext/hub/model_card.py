@@ -61,7 +61,7 @@ class RunFacts:
     Attributes:
         title, summary, limits: prose.
         dataset: identifier of the data for the metadata; dataset_summary: what it is, its size and licence.
-        metrics: name -> value; those in `headline` go into the Hub's model-index.
+        metrics: name -> value; those in `headline` go into the Hub's model-index, with `test_…` of them.
         training: name -> value: steps, tokens, batch, optimizer, time.
         command, recipe: how to repeat it.
         samples: [{"prompt", "text"}], and "context" where a prompt is about one.
@@ -93,10 +93,13 @@ def model_card(model: PreTrainedModel, folder: str | Path, facts: RunFacts) -> M
             task_type=facts.task,
             dataset_type=facts.dataset,
             dataset_name=facts.dataset,
+            dataset_split=split,
             metric_type=name,
-            metric_value=round(facts.metrics[name], 5),
+            metric_value=round(facts.metrics[prefix + name], 5),
         )
+        for split, prefix in (("validation", ""), ("test", "test_"))
         for name in facts.headline
+        if not prefix or prefix + name in facts.metrics
     ]
     data = ModelCardData(
         model_name=folder_name,
@@ -127,7 +130,8 @@ def model_card(model: PreTrainedModel, folder: str | Path, facts: RunFacts) -> M
         training={**facts.training, "software": _software()},
         command=without_local_paths(facts.command),
         recipe=without_local_paths(facts.recipe.strip()),
-        samples=facts.samples,
+        # as it would be written in a program, line breaks and all
+        samples=[{**sample, "shown": json.dumps(sample["prompt"], ensure_ascii=False)} for sample in facts.samples],
     )
 
 

@@ -5,6 +5,7 @@ greedily, drawn or by beams. What can't be kept any more, because the tokens are
 nothing is mended afterwards.
 """
 
+import abc
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -70,7 +71,7 @@ class ConstraintArguments:
         return matches and all(one in text for one in self.must_include)
 
 
-class NewTokens(LogitsProcessor):
+class NewTokens(LogitsProcessor, abc.ABC):
     """A processor that looks at what was written after the prompt; every call of `generate` needs a new one.
 
     The prompt's length is that of the first call: prompts of one batch are of one length, or padded to it on the left.
@@ -91,9 +92,9 @@ class NewTokens(LogitsProcessor):
             self.restrict(scores[row], text, new.shape[1])
         return scores
 
+    @abc.abstractmethod
     def restrict(self, scores: torch.Tensor, text: str, num_new: int) -> None:
         """Change the scores (vocabulary,) of what follows `text`, of `num_new` tokens, in place."""
-        raise NotImplementedError
 
 
 class MatchesPattern(NewTokens):

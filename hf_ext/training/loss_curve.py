@@ -74,13 +74,13 @@ def draw_loss_curve(
         for (name, series), axes in zip(metrics.items(), panels.T.flat, strict=False):
             _draw(axes, series, METRIC, "o", None)
             _mark_best(axes, series, best_step)
-            axes.set_title(_title(name, series, best_step), fontsize="medium", loc="left")
+            axes.set_title(_title(name, series, best_step), fontsize="small", loc="left")
         for column in panels.T:
             used = column[: sum(axes.has_data() or bool(axes.texts) for axes in column)]
             for axes in column[len(used) :]:
                 axes.remove()
             used[-1].tick_params(labelbottom=True)
-            _finish(used[-1], used)
+            _finish(used[-1], used, most_ticks=5)
     if title:
         figure.suptitle(title)
     figure.savefig(path)
@@ -138,13 +138,13 @@ def _mark_best(axes: Axes, series: Series, best_step: int | None) -> None:
 def _title(name: str, series: Series, best_step: int | None) -> str:
     last_step, last = series[-1]
     best = [value for step, value in series if step == best_step != last_step]
-    values = [f"{best[-1]:.4g} at the best step"] if best else []
-    return f"{name.removeprefix('eval_')}, {', '.join([*values, f'{last:.4g} at the end'])}"
+    values = [f"{best[-1]:.4g} at best"] if best else []
+    return f"{name.removeprefix('eval_')}: {', '.join([*values, f'{last:.4g} at the end'])}"
 
 
-def _finish(lowest: Axes, column: list[Axes]) -> None:
+def _finish(lowest: Axes, column: list[Axes], most_ticks: int | str = "auto") -> None:
     lowest.set_xlabel("step")
-    lowest.xaxis.set_major_locator(MaxNLocator(integer=True))
+    lowest.xaxis.set_major_locator(MaxNLocator(nbins=most_ticks, integer=True))
     for axes in column:
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)

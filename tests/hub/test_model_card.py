@@ -66,3 +66,16 @@ def test_card_is_valid_and_says_what_was_measured(tmp_path):
 )
 def test_local_paths_are_cut(text, expected):
     assert without_local_paths(text) == expected
+
+
+def test_both_splits_and_prompts_as_they_are(tmp_path):
+    """A Hub page compares test scores, and an apostrophe is no `\\u0027`."""
+    given = facts(
+        metrics={"bleu": 39.8, "test_bleu": 38.7},
+        headline=("bleu",),
+        samples=[{"prompt": "a woman's\nshoulders <b>", "text": "x"}],
+    )
+    card = model_card(make_model(), tmp_path, given)
+    found = {result.dataset_split: result.metric_value for result in card.data.eval_results}
+    assert found == {"validation": 39.8, "test": 38.7}
+    assert 'From `"a woman\'s\\nshoulders <b>"`:' in card.content

@@ -43,16 +43,16 @@ def test_every_metric_of_the_evaluations_gets_a_panel(tmp_path, monkeypatch):
     loss, *panels = drawn[0].axes
     assert loss.get_ylabel() == "loss, nats"
     assert [panel.get_title(loc="left") for panel in panels] == [
-        "accuracy, 0.5 at the best step, nan at the end",
-        "bleu, 12 at the end",  # evaluated once
-        "f1, 0.3 at the end",
+        "accuracy: 0.5 at best, nan at the end",
+        "bleu: 12 at the end",  # evaluated once
+        "f1: 0.3 at the end",
     ]
     points = [[line.get_xydata().tolist() for line in panel.lines] for panel in panels]
     accuracy, bleu, f1 = points
     assert accuracy[0] == [[2, 0.5]]
     assert [[2, 0.5]] in accuracy[1:]  # the ring
     assert bleu[0] == [[2, 12]]
-    assert f1 == [[[4, 0.3]]]  # nothing at the best step to mark
+    assert f1 == [[[4, 0.3]]]  # nothing at best to mark
     assert any("best by its metric, step 2" in text.get_text() for text in loss.get_legend().get_texts())
 
 
