@@ -16,6 +16,7 @@ from hf_ext.training.scaling.compute_optimal import ACCELERATORS, budget, plans,
 from hf_ext.training.scaling.fake_model import HEADS, find_head
 from hf_ext.training.scaling.flops import count_flops
 from hf_ext.training.scaling.kv_cache import cache_size
+from hf_ext.training.scaling.layout import CLUSTERS, plan_layout
 from hf_ext.training.scaling.memory import OPTIMIZERS, PRECISIONS, estimate_memory
 from hf_ext.training.scaling.parameters import count_parameters
 from hf_ext.training.scaling.runs import read_runs
@@ -27,18 +28,21 @@ EXAMPLES = """examples:
   python -m hf_ext.training.scaling path/to/config.json --batch 4 --length 4096 --precision bf16_master --zero 3 --ranks 8
   python -m hf_ext.training.scaling --budget 1e20
   python -m hf_ext.training.scaling --hours 24 --accelerators 8 --accelerator h100 --mfu 0.4
+  python -m hf_ext.training.scaling --layout 1B 7B 70B 400B --on 1 8 64 1024 --accelerator h100
   python -m hf_ext.training.scaling --fit outputs/small outputs/medium more_runs.csv --budget 1e18 --plot law.png
 """
 
 # what recipes of pretraining take where they don't say
 VOCAB_SIZE, ROW_LENGTH, BATCH_SIZE = 32_000, 512, 8
+LAYOUT_LENGTH = 4096  # tokens a row of --layout
 
 
 def main(argv: list[str]) -> None:
     options = parse(argv)
-    if options.model is None and options.fit is None and options.budget is None and options.hours is None:
+    asked = (options.model, options.fit, options.budget, options.hours, options.layout)
+    if all(part is None for part in asked):
         raise ValueError(
-            "command line: nothing to do; give a recipe or config.json, --budget, --hours or --fit, or see --help"
+            "command line: nothing to do; give a recipe or config.json, --budget, --hours, --layout or --fit, or see --help"
         )
     texts = []
     if options.model is not None:
@@ -63,6 +67,8 @@ def main(argv: list[str]) -> None:
                 utilization=options.mfu,
             )
         texts += describe_budget(flops, law)
+    if options.layout is not None:
+        texts += [describe_layouts(_count(size), options) for size in options.layout]
     print("\n\n".join(texts))
 
 
@@ -114,6 +120,19 @@ def describe_budget(flops: float, law) -> list[str]:
     rows = [(name, str(getattr(config, name)).lower()) for name in shown]
     rows.append(("parameters", report.short(count_parameters(config).total)))
     return [*texts, report.table(f"A HfxDecoderConfig of about that size, after {wanted.source!r}", rows)]
+
+
+def describe_layouts(parameters: float, options: argparse.Namespace) -> str:
+    """How a decoder of a size is best laid out over each number of accelerators."""
+    config = propose_decoder(parameters, vocab_size=128_256, max_position_embeddings=LAYOUT_LENGTH)
+    found = {
+        count: plan_layout(
+            config, accelerators=count, accelerator=options.accelerator, length=LAYOUT_LENGTH, utilization=options.mfu
+        )
+        for count in options.on
+    }
+    tokens = 20 * count_parameters(config).total  # Chinchilla's
+    return report.layouts_table(found, config, options.accelerator, tokens)
 
 
 def read_model(path: str) -> tuple[PretrainedConfig, dict]:
@@ -200,8 +219,19 @@ def parse(argv: list[str]) -> argparse.Namespace:
     spend.add_argument("--budget", type=float, help="training FLOPs, such as 1e20")
     spend.add_argument("--hours", type=float, help="instead: hours of wall clock")
     spend.add_argument("--accelerators", type=int, default=1, help="with --hours: how many")
-    spend.add_argument("--accelerator", default="h100", help=f"with --hours: {', '.join(ACCELERATORS)}, or its FLOP/s")
-    spend.add_argument("--mfu", type=float, default=0.4, help="with --hours: share of the peak that is reached")
+    spend.add_argument(
+        "--accelerator",
+        default="h100",
+        help=f"with --hours: {', '.join(ACCELERATORS)}, or its FLOP/s; with --layout: {', '.join(CLUSTERS)}",
+    )
+    spend.add_argument(
+        "--mfu", type=float, default=0.4, help="share of the peak that is reached; with --layout, while nothing is sent"
+    )
+    cluster = parser.add_argument_group("a cluster")
+    cluster.add_argument("--layout", nargs="+", metavar="SIZE", help="decoders of so many parameters, such as 7B")
+    cluster.add_argument(
+        "--on", nargs="+", type=int, default=[1, 8, 64, 1024], help="with --layout: accelerators; else 1 8 64 1024"
+    )
     law = parser.add_argument_group("a law of your own")
     law.add_argument("--fit", nargs="+", metavar="RUN", help="folders of runs, or CSVs of parameters, tokens, loss")
     law.add_argument("--bootstrap", type=int, default=100, help="draws for the intervals")
@@ -232,6 +262,15 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str):
         raise ValueError(f"command line: {message}; see --help")
+
+
+def _count(text: str) -> float:
+    """7B, 350M or 7e9 as a number."""
+    factor = {"K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}.get(text[-1:].upper(), 1)
+    try:
+        return factor * float(text[:-1] if factor > 1 else text)
+    except ValueError:
+        raise ValueError(f"--layout {text}: must be a number of parameters, such as 7B or 3.5e8") from None
 
 
 def _number_or_name(text: str) -> float | str:

@@ -1,8 +1,11 @@
 """Tables for the terminal, of what this room computes."""
 
+from transformers import PretrainedConfig
+
 from hf_ext.training.scaling.compute_optimal import Plan
 from hf_ext.training.scaling.flops import FlopCount
 from hf_ext.training.scaling.kv_cache import CacheSize
+from hf_ext.training.scaling.layout import Layout
 from hf_ext.training.scaling.memory import MemoryEstimate
 from hf_ext.training.scaling.parameters import ParameterCount
 from hf_ext.training.scaling.scaling_law import FittedLaw
@@ -105,6 +108,37 @@ def plans_table(plans: list[Plan]) -> str:
             (plan.source, short(plan.parameters), short(plan.tokens), f"{plan.tokens / plan.parameters:.1f}", loss)
         )
     return table(f"Compute-optimal for {plans[0].flops:.3g} FLOPs", rows)
+
+
+def layouts_table(found: dict[int, list[Layout]], config: PretrainedConfig, accelerator: str, tokens: float) -> str:
+    """The fastest layout of a model for each number of accelerators, and what it would take for `tokens`."""
+    parameters = next((layouts[0].parameters for layouts in found.values() if layouts), None)
+    rows = [
+        ("on", "engine", "checkpointing", "rows · passes", "memory", "sends a step", "computes", "step", "MFU", "days"),
+    ]
+    for count, layouts in found.items():
+        if not layouts:
+            rows.append((f"{count:,}", "doesn't fit"))
+            continue
+        best = layouts[0]
+        asked = best.arrangement
+        rows.append(
+            (
+                f"{count:,}",
+                asked.engine,
+                "yes" if asked.checkpointing else "no",
+                f"{asked.rows} · {asked.passes}",
+                size(best.held),
+                size(best.sent_data + best.sent_tensor),
+                f"{best.compute_seconds:.3g} s",
+                f"{best.seconds:.3g} s",
+                f"{best.utilization:.0%}",
+                f"{best.days(tokens):,.3g}",
+            )
+        )
+    shape = f"{config.num_hidden_layers} layers of {config.hidden_size:,}"
+    of = "" if parameters is None else f"{short(parameters)} parameters, "
+    return table(f"{of}{shape}, on {accelerator}, {short(tokens)} tokens to learn", rows)
 
 
 def fit_table(fitted: FittedLaw, num_runs: int) -> str:
