@@ -143,6 +143,14 @@ def comparison_table(lines: list[dict]) -> str:
     return "\n".join(["", *rows])
 
 
+def summary(student: PreTrainedModel, teacher: PreTrainedModel) -> str:
+    """One sentence for the card."""
+    return (
+        f"A `{student.config.model_type}` of {student.num_parameters() / 1e6:.2f}M parameters, taught by one of "
+        f"{teacher.num_parameters() / 1e6:.2f}M."
+    )
+
+
 def name_of(path: str) -> str:
     """What a card calls a model: the last part of a folder, a Hub name as it is."""
     return Path(path).name if Path(path).exists() else path

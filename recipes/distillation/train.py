@@ -79,8 +79,7 @@ def main(argv: list[str]) -> None:
     facts = run.facts(
         trainer,
         trained,
-        summary=f"A `{config.model_type}` of {model.num_parameters() / 1e6:.2f}M parameters, taught by one of "
-        f"{teacher.num_parameters() / 1e6:.2f}M.",
+        summary=distillation.summary(model, teacher),
         dataset=run.dataset_name,
         dataset_summary=run.describe_rows(rows),
         metrics=run.reported(scores),

@@ -58,3 +58,32 @@ def test_a_teacher_that_isnt_there_is_named(tmp_path):
     assert done.returncode == 2
     assert "nowhere': neither a folder here nor found on the Hub; train one first" in done.stderr
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.heavy
+def test_a_language_models_layer_and_one_narrower_than_it(tmp_path):
+    options = ("--training.output_dir", tmp_path / "teacher", "--max_steps", 40)
+    done = run_script("recipes/pretraining/train.py", ROOT / "recipes/pretraining/debug.yaml", *options)
+    assert done.returncode == 0, done.stderr
+
+    recipe = ROOT / "recipes/distillation/debug_language_model.yaml"
+    argv = ["--teacher.path", tmp_path / "teacher", "--training.output_dir", tmp_path / "layer"]
+    done = run_script("recipes/distillation/language_model.py", recipe, *argv)
+    assert done.returncode == 0, done.stderr
+    teacher, student = read_lines(tmp_path / "layer/comparison.jsonl")
+    assert student["parameters"] < teacher["parameters"]
+    assert teacher["perplexity"] < 400  # of 512 tokens: it has learnt something
+    # it begins as a layer of the teacher, and learns on: not far behind, as one from scratch would be
+    assert student["perplexity"] < 1.15 * teacher["perplexity"]
+    assert read_results(tmp_path / "layer")["eval_perplexity"] == pytest.approx(student["perplexity"])
+    card = (tmp_path / "layer/README.md").read_text()
+    assert "taught by one of" in card
+    assert str(tmp_path) not in card
+
+    argv[-1] = tmp_path / "narrow"
+    argv += ["--distillation.student_layers", "null", "--distillation.hidden_weight", 0, "--max_steps", 3]
+    model = "{model_type: hfx_decoder, hidden_size: 16, num_hidden_layers: 1, num_attention_heads: 2}"
+    done = run_script("recipes/distillation/language_model.py", recipe, *argv, "--model", model)
+    assert done.returncode == 0, done.stderr
+    teacher, student = read_lines(tmp_path / "narrow/comparison.jsonl")
+    assert student["parameters"] < teacher["parameters"] / 2
