@@ -14,6 +14,7 @@ from hf_ext.metrics.squad import ARTICLES
 from hf_ext.models.configuration_choices import check_choice
 from hf_ext.tasks.adapter_section import AdapterArguments
 from hf_ext.tasks.generation_section import GenerationArguments
+from hf_ext.tasks.question_answering import load_questions
 from hf_ext.tasks.source_and_target import WritingArguments, clean
 from hf_ext.tasks.tokenizer_section import TokenizerArguments
 from hf_ext.training.arguments import HfxTrainingArguments
@@ -56,8 +57,12 @@ SECTIONS = {
 }
 
 
-def targets(rows: Dataset) -> Dataset:
-    """`rows` with `answer_texts`, the right answers' texts: the first is what is learnt to be written."""
+def load(data: RowArguments, asked: WrittenAnswerArguments) -> dict[str, Dataset]:
+    """The splits' questions, each with `answer_texts`: the right answers, the first of which is learnt to be written."""
+    return {split: _with_texts(rows) for split, rows in load_questions(data, asked.null_answers).items()}
+
+
+def _with_texts(rows: Dataset) -> Dataset:
     return rows.add_column("answer_texts", [list(answers["text"]) for answers in rows["answers"]])
 
 

@@ -14,20 +14,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from datasets import Dataset, concatenate_datasets
-from transformers import (
-    AutoModelForCausalLM,
-    AutoModelForSeq2SeqLM,
-    PretrainedConfig,
-    PreTrainedTokenizerBase,
-)
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from hf_ext.data import RowArguments, load_rows
 from hf_ext.metrics import compute
 from hf_ext.metrics.sacrebleu import TOKENIZERS
 from hf_ext.models.configuration_choices import check_choice
-from hf_ext.objectives.causal import CausalCollator
 from hf_ext.objectives.segments import IGNORED_LABEL
-from hf_ext.objectives.sequence_to_sequence import SequenceToSequenceCollator
 from hf_ext.tasks.adapter_section import AdapterArguments
 from hf_ext.tasks.generation_section import GenerationArguments
 from hf_ext.tasks.tokenizer_section import TokenizerArguments
@@ -284,28 +277,6 @@ def _check_no_special_tokens(column: Sequence[str], tokenizer: PreTrainedTokeniz
     for number, text in enumerate(column):
         if found := forged.search(text):
             raise ValueError(f"{where.format(number)} holds the special token {found.group()}; remove it")
-
-
-def auto_class(config: PretrainedConfig):
-    """The Auto class of the model.
-
-    Raises:
-        ValueError: there is none: it can't write.
-    """
-    found = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-    if type(config) not in found._model_mapping:
-        raise ValueError(
-            f"model.model_type={config.model_type!r}: can't write a translation; use hfx_encoder_decoder or hfx_decoder"
-        )
-    return found
-
-
-def collator(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig):
-    """Stacks rows; an encoder-decoder of ours computes nothing for their padding."""
-    ids = {"vocab_size": config.vocab_size, "pad_token_id": tokenizer.pad_token_id}
-    if config.is_encoder_decoder:
-        return SequenceToSequenceCollator(**ids, decoder_start_token_id=config.decoder_start_token_id)
-    return CausalCollator(**ids)
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ from transformers import AutoModelForTokenClassification
 import hf_ext  # noqa: F401  registers our architectures
 from hf_ext.data import load_rows
 from hf_ext.tasks import token_classification as task
-from hf_ext.tasks.run import Run
+from hf_ext.tasks.run import PREFIXES, Run
 from hf_ext.tasks.tokenizer_section import get_tokenizer
 from hf_ext.training.recipe import load_recipe, run_recipe_main
-from hf_ext.training.trainer import HfxTrainer
+from hf_ext.training.split_metrics import SplitMetricsTrainer
 
 
 def main(argv: list[str]) -> None:
@@ -40,24 +40,23 @@ def main(argv: list[str]) -> None:
     read = {split: task.windows(rows[split], tokenizer, labels, asked, max_length, split) for split in rows}
 
     model = run.build(AutoModelForTokenClassification, run.model_section.config(tokenizer, **labels.head), tokenizer)
-    trainer = HfxTrainer(
+    trainer = SplitMetricsTrainer(
         model=model,
         args=recipe.training,
         train_dataset=read["train"],
         eval_dataset=read["validation"],
         data_collator=task.collator(tokenizer),
-        compute_metrics=task.metrics(read["validation"], rows["validation"], labels),
+        split_metrics={
+            PREFIXES[split]: task.metrics(read[split], rows[split], labels) for split in rows if split != "train"
+        },
         processing_class=tokenizer,
     )
     trained = run.train(trainer)
 
-    scores, predicted = {}, {}
-    for split in [split for split in rows if split != "train"]:
-        trainer.compute_metrics = task.metrics(read[split], rows[split], labels)
-        split_scores, outputs = run.evaluate(trainer, {split: read[split]})
-        scores |= split_scores
-        predicted[split] = task.predictions(outputs[split], read[split], rows[split], labels)
-        run.write_lines(f"{split}_predictions.jsonl", predicted[split])
+    scores, outputs = run.evaluate(trainer, read)
+    predicted = {split: task.predictions(output, read[split], rows[split], labels) for split, output in outputs.items()}
+    for split, lines in predicted.items():
+        run.write_lines(f"{split}_predictions.jsonl", lines)
 
     facts = run.facts(
         trainer,

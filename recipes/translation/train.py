@@ -11,6 +11,7 @@ Every field of the YAML can be overridden on the command line; --help lists them
 import hf_ext  # noqa: F401  registers our architectures
 from hf_ext.tasks import translation as task
 from hf_ext.tasks.run import PREFIXES, Run
+from hf_ext.tasks.source_and_target import collator, writing_class
 from hf_ext.tasks.tokenizer_section import get_tokenizer
 from hf_ext.training.recipe import load_recipe, run_recipe_main
 from hf_ext.training.trainer import HfxTrainer
@@ -23,7 +24,7 @@ def main(argv: list[str]) -> None:
     # everything that can be refused without reading the data is refused here
     run = Run(recipe, "recipes/translation/train.py", argv)
     config = run.model_section.config(vocab_size=recipe.tokenizer.size)
-    auto_class = task.auto_class(config)
+    auto_class = writing_class(config)
     max_length = task.side_length(asked, generation, config)
 
     texts = task.load_texts(recipe.data, asked)
@@ -50,7 +51,7 @@ def main(argv: list[str]) -> None:
         args=recipe.training,
         train_dataset=rows["train"],
         eval_dataset=rows["validation"],
-        data_collator=task.collator(tokenizer, model.config),
+        data_collator=collator(tokenizer, model.config),
         text_evaluations={
             "eval": task.evaluation(wanted["validation"], form, generation, model, "validation", **in_training)
         },

@@ -12,6 +12,7 @@ from hf_ext.models import HfxDecoderConfig, HfxDecoderForCausalLM, HfxEncoderDec
 from hf_ext.models import HfxEncoderDecoderForConditionalGeneration as EncoderDecoder
 from hf_ext.tasks import translation as task
 from hf_ext.tasks.generation_section import GenerationArguments
+from hf_ext.tasks.source_and_target import collator
 
 
 TEXTS = {
@@ -245,6 +246,6 @@ def test_batches_score_the_translation_alone(decoder):
     form = make_form(asked(), decoder=decoder)
     made = task.pair_rows(rows(), [("en", "de")], form, "train")
     config = (HfxDecoderConfig if decoder else HfxEncoderDecoderConfig)(**SIZES, vocab_size=len(form.tokenizer))
-    batch = task.collator(form.tokenizer, config)([made[i] for i in range(4)])
+    batch = collator(form.tokenizer, config)([made[i] for i in range(4)])
     scored = [[token for token in row if token != -100] for row in batch["labels"].tolist()]
     assert [form.tokenizer.decode(row) for row in scored] == [text + "<|endoftext|>" for text in TEXTS["de"]]
