@@ -1,8 +1,8 @@
 """Training with 8-bit matrix products: what accelerate's torchao recipe needs so that what is saved are plain weights.
 
-torchao multiplies in fp8 what it scales on the way (Micikevicius et al. 2022, arXiv 2209.05433); the weights themselves stay
-in the precision that they are trained in. accelerate's own settings wrap them for a gathering in fp8 under FSDP as well, and a
-wrapped weight has no memory that `save_pretrained` could ask for.
+torchao multiplies in fp8 what it scales on the way (Micikevicius et al. 2022, arXiv 2209.05433); the weights themselves
+stay in the precision that they are trained in. accelerate's own settings wrap them for a gathering in fp8 under FSDP as
+well, and a wrapped weight has no memory that `save_pretrained` could ask for.
 """
 
 from importlib.util import find_spec

@@ -1,5 +1,6 @@
-"""Training with 8-bit products, emulated here: what is kept are plain weights, and they compute what a fresh process computes."""
+"""Training with 8-bit products, emulated: what is kept are plain weights, and a fresh process computes the same with them."""
 
+import math
 from functools import partial
 from types import SimpleNamespace
 
@@ -41,10 +42,7 @@ def eight_bit_layers(model) -> list[str]:
 def test_what_is_saved_computes_the_same(options, tmp_path, monkeypatch):
     done = train(tmp_path, monkeypatch, **options)
     assert eight_bit_layers(done.model)
-    losses = [entry["loss"] for entry in done.state.log_history if "loss" in entry] or [
-        done.state.log_history[-1]["train_loss"]
-    ]
-    assert all(loss == loss for loss in losses)
+    assert math.isfinite(done.state.log_history[-1]["train_loss"])
     done.save_model()
     kept = trained_model(done)
     assert not eight_bit_layers(kept)
