@@ -5,6 +5,7 @@ stay in the precision that they are trained in. accelerate's own settings wrap t
 well, and a wrapped weight has no memory that `save_pretrained` could ask for.
 """
 
+import sys
 from importlib.util import find_spec
 
 from accelerate.utils import AORecipeKwargs
@@ -34,13 +35,12 @@ def float8_handlers(gathers_float8: bool, emulate: bool = False) -> list[AORecip
 
 def plain_products(model: nn.Module) -> nn.Module:
     """`model` with its 8-bit layers back as they were, over the same weights, in place: what a fresh process loads."""
-    if find_spec("torchao") is None:
+    module = sys.modules.get("torchao.float8.float8_linear")
+    if module is None:  # nothing has made one; importing it takes seconds
         return model
-    from torchao.float8.float8_linear import Float8Linear
-
     for parent in list(model.modules()):
         for name, layer in parent.named_children():
-            if isinstance(layer, Float8Linear):
+            if isinstance(layer, module.Float8Linear):
                 setattr(parent, name, _plain(layer))
     return model
 
