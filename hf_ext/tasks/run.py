@@ -27,6 +27,7 @@ from hf_ext.tasks.run_folder import (
     check_writable,
     find_checkpoint,
     is_complete,
+    sections_of_a_run,
     steps_done,
     whole_training_loss,
 )
@@ -70,7 +71,7 @@ class Run:
                 f"tokenizer: {tokenizer} trains a new one; model.path={self.model_section.path!r} has its own: leave it out"
             )
         _check_schedule(self.training)
-        self.checkpoint = find_checkpoint(self.training.output_dir, recipe.resume)
+        self.checkpoint = find_checkpoint(self.training, recipe.resume)
         check_writable(self.training.output_dir)
         set_seed(self.training.seed)
 
@@ -89,7 +90,7 @@ class Run:
         Raises:
             ValueError: the checkpoint to go on from is another model's or another recipe's.
         """
-        check_same_run(self.checkpoint, config, self.recipe.values)
+        self._check_same_run(config)
         return self.take(
             add_adapter(self.model_section.build(auto_class, config, tokenizer), self.adapter, auto_class), tokenizer
         )
@@ -97,12 +98,15 @@ class Run:
     def take(self, model, tokenizer: PreTrainedTokenizerBase):
         """A model made elsewhere; prints its size and returns it."""
         if self.adapter.method is None:
-            check_same_run(self.checkpoint, model.config, self.recipe.values)
+            self._check_same_run(model.config)
         total, trained = (sum(p.numel() for p in model.parameters() if p.requires_grad or not t) for t in (False, True))
         share = "" if trained == total else f", {trained:,} of them trained"
         if self.is_main:
             print(f"{type(_inner(model)).__name__}: {total:,} parameters{share}, vocabulary {len(tokenizer):,}")
         return model
+
+    def _check_same_run(self, config: PretrainedConfig) -> None:
+        check_same_run(self.checkpoint, config, self.recipe.values, self.recipe.allow_change)
 
     def train(self, trainer: HfxTrainer) -> dict:
         """Train, or go on; saves model, tokenizer, state and metrics of the whole run, and returns the metrics."""
@@ -111,6 +115,8 @@ class Run:
             (self.output / "recipe.yaml").write_text(self.recipe.to_yaml(), encoding="utf-8")
             if self.checkpoint is not None:
                 print(f"going on from {self.checkpoint} ({steps_done(self.checkpoint)} steps done)")
+        trainer.allow_change = self.recipe.allow_change
+        trainer.run_sections = sections_of_a_run(self.recipe.values)
         metrics = _train(trainer, self.checkpoint)
         self._save(trainer)
         trainer.log_metrics("train", metrics)

@@ -4,31 +4,48 @@ import json
 import os
 from pathlib import Path
 
-import yaml
-from transformers import AutoConfig, PretrainedConfig
-from transformers.trainer_utils import get_last_checkpoint
+from transformers import PretrainedConfig
+from transformers.utils import logging
 
 from hf_ext.training.arguments import HfxTrainingArguments
+from hf_ext.training.checkpoints import (
+    checkpoints_in,
+    difference,
+    model_fields,
+    newest_verified,
+    plain,
+    read_manifest,
+    verify,
+)
+from hf_ext.training.checkpoints.agreement import agreed
 
 
-def find_checkpoint(output_dir: str, resume: str | bool | None) -> str | None:
-    """The checkpoint to go on from, or None to start anew.
+logger = logging.get_logger(__name__)
+
+
+def find_checkpoint(training: HfxTrainingArguments, resume: str | bool | None) -> str | None:
+    """The checkpoint to go on from, the same on every process, or None to start anew.
 
     Args:
-        resume: None, "auto" (the last checkpoint if there is one) or True (there must be one), or a checkpoint's path.
+        resume: None, "auto" (the newest checkpoint that verifies, if there is one) or True (there must be one), or a
+            checkpoint's path. Those that don't verify are set aside, and a warning says so.
 
     Raises:
         ValueError: nothing to resume, or the folder holds a run that would be overwritten.
     """
+    return agreed(lambda: _find_checkpoint(training.output_dir, resume), here=training.should_save)
+
+
+def _find_checkpoint(output_dir: str, resume: str | bool | None) -> str | None:
     folder = Path(output_dir)
-    last = get_last_checkpoint(output_dir) if folder.is_dir() else None
-    finished = [name for name in ("train_results.json", "model.safetensors") if (folder / name).exists()]
-    if resume in (None, False) and last is not None:
+    there = checkpoints_in(folder)
+    if resume in (None, False) and there:
         raise ValueError(
-            f"training.output_dir={output_dir!r}: holds a run already ({Path(last).name}); "
+            f"training.output_dir={output_dir!r}: holds a run already ({there[-1].name}); "
             "go on from it with --resume, choose another folder, or delete it"
         )
-    if last is None and finished and resume in (None, False, "auto"):
+    finished = [name for name in ("train_results.json", "model.safetensors") if (folder / name).exists()]
+    if not there and finished and resume in (None, False, "auto"):
         raise ValueError(
             f"training.output_dir={output_dir!r}: holds a run already ({finished[0]}) without a checkpoint to go on from; "
             "choose another folder, or delete it"
@@ -36,12 +53,17 @@ def find_checkpoint(output_dir: str, resume: str | bool | None) -> str | None:
     if resume in (None, False):
         return None
     if resume in (True, "auto"):
-        if last is None and resume is True:
-            raise ValueError(f"--resume: no checkpoint in {output_dir!r}; leave --resume out to start anew")
-        return last
+        newest, notes = newest_verified(folder)
+        for note in notes:
+            logger.warning(note)
+        if newest is None and resume is True:
+            whole = " that is whole" if notes else ""
+            raise ValueError(f"--resume: no checkpoint{whole} in {output_dir!r}; leave --resume out to start anew")
+        return None if newest is None else str(newest)
     if not (Path(resume) / "trainer_state.json").is_file():
         raise ValueError(f"--resume {resume}: not a checkpoint (no trainer_state.json in it)")
-    return str(resume)
+    verify(resume)
+    return str(Path(resume))
 
 
 def check_writable(output_dir: str) -> None:
@@ -54,39 +76,37 @@ def check_writable(output_dir: str) -> None:
         raise ValueError(f"training.output_dir={output_dir!r}: {there.name or there} {what}; choose another folder")
 
 
-# sections of a recipe that may change on the way; the model is compared by its configuration
-FREE_SECTIONS = ("model", "data", "training", "samples", "generation", "answers", "voting", "writing", "constraints")
-
-# what transformers writes into a config beside the architecture
-_NOT_ARCHITECTURE = {"_name_or_path", "architectures", "dtype", "transformers_version", "use_cache"}
+# sections of a recipe that may change on the way: the model is compared by its configuration and its parameters, the data
+# by its rows (or, of a stream, by its section), how to train by the arguments that count
+FREE_SECTIONS = ("model", "training", "samples", "generation", "answers", "voting", "writing", "constraints")
 
 
-def check_same_run(checkpoint: str | None, config: PretrainedConfig, values: dict[str, dict]) -> None:
+def sections_of_a_run(values: dict[str, dict]) -> dict[str, dict]:
+    """The sections that make a run what it is, as its fingerprint has them."""
+    return plain({name: section for name, section in values.items() if name not in FREE_SECTIONS})
+
+
+def check_same_run(
+    checkpoint: str | None, config: PretrainedConfig, values: dict[str, dict], allowed: tuple[str, ...] = ()
+) -> None:
     """Raises ValueError where a checkpoint was trained as another model, or by a recipe that differs beside how it trains.
 
+    What can be known before there is a model; the Trainer compares the rest of the fingerprint.
+
     Args:
-        config, values: the model and the recipe's sections as they are asked for now; `FREE_SECTIONS` may differ.
+        config, values: the model and the recipe's sections as they are asked for now. allowed: `--allow_change`.
     """
     if checkpoint is None:
         return
-    has_model = (Path(checkpoint) / "config.json").is_file()  # an adapter's checkpoint has the adapter alone
-    saved, asked = (AutoConfig.from_pretrained(checkpoint).to_dict(), config.to_dict()) if has_model else ({}, {})
-    for name in sorted(set(saved) | set(asked)):
-        if name not in _NOT_ARCHITECTURE and saved.get(name) != asked.get(name):
-            raise ValueError(
-                f"model.{name}={asked.get(name)!r}: {Path(checkpoint).name} was trained with {saved.get(name)!r}; "
-                "set it back, or start anew in another folder"
-            )
-    recipe = Path(checkpoint).parent / "recipe.yaml"
-    if recipe.is_file():
-        before = yaml.safe_load(recipe.read_text(encoding="utf-8")) or {}
-        free = set(FREE_SECTIONS) if has_model else set(FREE_SECTIONS) - {"model"}
-        for section in sorted((set(before) | set(values)) - free):
-            if before.get(section, {}) != values.get(section, {}):
-                raise ValueError(
-                    f"{section}: {values.get(section, {})} is not what {Path(checkpoint).name} was trained with, "
-                    f"{before.get(section, {})}; set it back, or start anew in another folder"
-                )
+    saved = read_manifest(checkpoint).fingerprint
+    asked = model_fields(config)
+    # what building the model adds, such as how it is quantized, isn't there yet
+    asked |= {name: value for name, value in saved.get("model", {}).items() if name not in asked}
+    sections = {name: section for name, section in sections_of_a_run(values).items() if name != "data"}
+    now = {"model": asked, "sections": sections if "sections" in saved else {}}
+    changed = difference(Path(checkpoint).name, saved, now, allowed)
+    if changed is not None:
+        raise ValueError(changed)
 
 
 def is_complete(checkpoint: str | None, training: HfxTrainingArguments) -> bool:

@@ -184,6 +184,11 @@ class HfxTrainingArguments(TrainingArguments):
                 raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
         _check_early_stopping(self)
         _check_token_batches(self)
+        if self.enable_jit_checkpoint:
+            raise ValueError(
+                "enable_jit_checkpoint=True: saves within a step, from which a resume goes on differently; leave it out, "
+                "SIGTERM saves at the end of the step anyway"
+            )
         metric = self.metric_for_best_model
         if self.greater_is_better is None and metric is not None:
             self.greater_is_better = not f"_{metric}".endswith(tuple(f"_{name}" for name in LOWER_IS_BETTER))

@@ -80,4 +80,7 @@ class NonFiniteGuard:
     def _remedy(self) -> str:
         last = get_last_checkpoint(self.output_dir) if Path(self.output_dir).is_dir() else None
         start = "start anew" if last is None else f"go on from {last}"
-        return f"{start} with a lower learning_rate, a longer warmup or a lower max_grad_norm, or look into the rows"
+        how = "" if last is None else " (--allow_change optimizer)"
+        return (
+            f"{start} with a lower learning_rate, a longer warmup or a lower max_grad_norm{how}, or look into the rows"
+        )

@@ -21,6 +21,7 @@ import yaml
 from huggingface_hub.errors import StrictDataclassError
 from tqdm import tqdm
 
+from hf_ext.training.checkpoints import CHANGEABLE
 from hf_ext.training.non_finite import NonFiniteError
 
 
@@ -37,12 +38,14 @@ class Recipe:
         sections: name -> instance of its dataclass (or dict).
         values: name -> the fields that were given, overrides included.
         resume: None, True (`--resume`), "auto", or a checkpoint's path.
+        allow_change: what may differ from the run that is gone on with, `--allow_change data,seed`.
     """
 
     path: Path
     sections: dict[str, object]
     values: dict[str, dict]
     resume: str | bool | None
+    allow_change: tuple[str, ...] = ()
 
     def __getattr__(self, name: str):
         try:
@@ -61,7 +64,7 @@ def load_recipe(argv: list[str], sections: Mapping[str, type]) -> Recipe:
     Args:
         argv: the YAML's path, then `--section.field value`, `--field value` where one section alone has it, or with `=`;
             a boolean field needs no value. `--section '{field: value}'` replaces a whole section. Also
-            `--resume [auto | PATH]` and `--help`.
+            `--resume [auto | PATH]`, `--allow_change NAME …` and `--help`.
         sections: name -> dataclass, or `dict` for a mapping that the caller checks.
 
     Raises:
@@ -87,12 +90,15 @@ def load_recipe(argv: list[str], sections: Mapping[str, type]) -> Recipe:
             for field, value in section.items():
                 section[field] = _coerce(value, _field_type(name, field, hints), f"{name}.{field}")
 
-    resume = None
+    resume, allowed = None, ()
     for key, raw in options:
         if key == "resume":
             if raw == "":
                 raise RecipeError("--resume='': names no checkpoint; give its path, auto, or no value at all")
             resume = True if raw is None else raw
+            continue
+        if key == "allow_change":
+            allowed += _changes(raw, hints)
             continue
         if key in hints:
             values[key] = _whole_section(key, raw, hints)
@@ -106,8 +112,26 @@ def load_recipe(argv: list[str], sections: Mapping[str, type]) -> Recipe:
             values[name][field] = parsed
         else:
             values[name][field] = _coerce(parsed, hints[name][field], f"--{key}", raw)
+    if allowed and resume is None:
+        raise RecipeError(
+            f"--allow_change {' '.join(allowed)}: has no effect without --resume; give it, or leave this out"
+        )
     built = {name: _build(name, kind, values[name]) for name, kind in sections.items()}
-    return Recipe(path, built, {k: v for k, v in values.items() if v}, resume)
+    return Recipe(path, built, {k: v for k, v in values.items() if v}, resume, allowed)
+
+
+def _changes(raw: str | None, hints: dict) -> tuple[str, ...]:
+    """What `--allow_change` names: one, or several with commas or spaces between them, in brackets or not."""
+    known = list(dict.fromkeys((*CHANGEABLE, *(name for name in hints if name != "training"))))
+    names = re.findall(r"[^\s,\[\]'\"]+", raw or "")
+    if not names:
+        raise RecipeError(
+            f"--allow_change: needs the name of what may be another than before; one of {', '.join(known)}"
+        )
+    for name in names:
+        if name not in known:
+            raise RecipeError(f"--allow_change {name}: must be one of {', '.join(known)}{_nearest(name, known)}")
+    return tuple(names)
 
 
 def _whole_section(name: str, raw: str | None, hints: dict) -> dict:
@@ -150,8 +174,10 @@ def describe(sections: Mapping[str, type]) -> str:
     """The help: every section's fields with type, default and meaning."""
     lines = [
         "usage: train.py RECIPE.yaml [--section.field VALUE ...] [--section '{…}'] [--resume [auto | CHECKPOINT]]",
+        "                [--allow_change NAME ...]",
         "  --section '{…}' replaces the recipe's whole section; --traceback shows where a mistake was noticed",
-        "  --resume goes on from the last checkpoint, and fails where there is none; auto starts anew there",
+        "  --resume goes on from the last checkpoint that verifies, and fails where there is none; auto starts anew there",
+        "  --allow_change names what may be another than before: " + ", ".join(CHANGEABLE) + ", or a section",
     ]
     for name, kind in sections.items():
         lines.append(f"\n{name}:")
@@ -183,8 +209,15 @@ def _split_command_line(argv: list[str]) -> tuple[list[str], list[tuple[str, str
                 if not is_recipe:
                     value = argv[index]
                     index += 1
+            while key.replace("-", "_") == "allow_change" and index < len(argv) and _is_name(argv[index]):
+                value = f"{value} {argv[index]}"
+                index += 1
         options.append((key.replace("-", "_"), value))
     return paths, options
+
+
+def _is_name(word: str) -> bool:
+    return not word.startswith("--") and not word.endswith((".yaml", ".yml"))
 
 
 class _Loader(yaml.SafeLoader):
@@ -261,7 +294,7 @@ def _locate(key: str, hints: dict) -> tuple[str, str]:
     if len(owners) > 1:
         raise RecipeError(f"--{key}: is in several sections; write {' or '.join(f'--{o}.{key}' for o in owners)}")
     if not owners:
-        known = ["resume", *(f for fields in hints.values() if fields for f in fields)]
+        known = ["resume", "allow_change", *(f for fields in hints.values() if fields for f in fields)]
         free = next((n for n, fields in hints.items() if fields is None), None)
         hint = _nearest(key, known) or (f"; for a field of the {free} write --{free}.{key}" if free else "")
         raise RecipeError(f"--{key}: no such option{hint}")

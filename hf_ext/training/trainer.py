@@ -1,4 +1,4 @@
-"""transformers' Trainer with the loss in chunks, our optimizers and schedules, and exact language-model evaluation."""
+"""transformers' Trainer with exact resumes, the loss in chunks, our optimizers and schedules, and exact evaluation."""
 
 import copy
 import difflib
@@ -13,7 +13,7 @@ import torch
 from accelerate.data_loader import prepare_data_loader
 from accelerate.utils import gather_object
 from torch.utils.data import DataLoader, IterableDataset
-from transformers import EarlyStoppingCallback, Trainer, TrainerState
+from transformers import EarlyStoppingCallback, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_pt_utils import nested_detach
 from transformers.trainer_utils import seed_worker
@@ -22,6 +22,7 @@ from hf_ext.models.language_modeling_head import LanguageModelingHead
 from hf_ext.models.scored_tokens import IGNORE_INDEX
 from hf_ext.training.arguments import HfxTrainingArguments
 from hf_ext.training.balance_experts import BalanceExperts, balanced_routers
+from hf_ext.training.checkpoints import CheckpointedTrainer
 from hf_ext.training.float8 import float8_handlers
 from hf_ext.training.layer_rates import distances_to_head, set_layer_rates
 from hf_ext.training.length_grouped_batches import (
@@ -38,7 +39,7 @@ from hf_ext.training.text_evaluation import TextEvaluation
 from hf_ext.training.weight_average import AverageWeights, WeightAverage
 
 
-class HfxTrainer(Trainer):
+class HfxTrainer(CheckpointedTrainer):
     """Trains any model; a language model of ours without ever holding its logits.
 
     Args, besides the Trainer's:
@@ -194,7 +195,8 @@ class HfxTrainer(Trainer):
         return super()._determine_best_metric(metrics, trial)
 
     def get_train_dataloader(self) -> DataLoader:
-        return super().get_train_dataloader() if self.args.tokens_per_batch is None else self._token_batches()
+        with self._drawing_by_batch():
+            return super().get_train_dataloader() if self.args.tokens_per_batch is None else self._token_batches()
 
     def _token_batches(self) -> DataLoader:
         """Batches of `tokens_per_batch`; each process makes its own share, so that accelerate has nothing to split."""
@@ -335,7 +337,11 @@ class HfxTrainer(Trainer):
 
         Args:
             checkpoint: its last.
+
+        Raises:
+            ValueError: it doesn't verify, or is another run's.
         """
+        checkpoint = self.checked_checkpoint(checkpoint)
         self.state = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME))
         best = self.state.best_model_checkpoint
         if self.args.load_best_model_at_end and best is not None and Path(best).is_dir():

@@ -14,6 +14,11 @@ def test_a_push_is_private_unless_told_otherwise(tmp_path):
     )
 
 
+def test_saving_within_a_step_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"enable_jit_checkpoint=True: saves within a step, .*; leave it out"):
+        HfxTrainingArguments(output_dir=str(tmp_path), use_cpu=True, enable_jit_checkpoint=True)
+
+
 def test_trackers_by_name(tmp_path):
     assert HfxTrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="tensorboard").report_to == [
         "tensorboard"

@@ -85,6 +85,10 @@ def test_overrides(recipe_file):
     assert recipe.needs.path == "2024"
     assert recipe.resume == "auto"
     assert load_recipe(["--resume", str(recipe_file)], SECTIONS).resume is True
+    for words in (["data,seed"], ["data", "seed"], ["[data, seed]"], ["data", "--allow_change", "seed"]):
+        changed = load_recipe([str(recipe_file), "--resume", "--allow_change", *words], SECTIONS)
+        assert changed.allow_change == ("data", "seed")
+    assert load_recipe(["--resume", "--allow_change", "needs", str(recipe_file)], SECTIONS).allow_change == ("needs",)
     assert load_recipe([str(recipe_file), "--data.files", "[x.txt, y.txt]"], SECTIONS).data.files == ["x.txt", "y.txt"]
 
 
@@ -138,6 +142,14 @@ def test_merge_keys_are_merged(tmp_path):
         ("data: {[a]: 1}", "", "line 1: a list or mapping can't name a field"),
         ("- a", "", "must be a mapping of sections, is list"),
         (None, "--resume=", "--resume='': names no checkpoint"),
+        (
+            None,
+            "--resume --allow_change",
+            "--allow_change: needs the name of what may be another than before; one of",
+        ),
+        (None, "--resume --allow_change sed", "--allow_change sed: must be one of model, .*; did you mean 'seed'?"),
+        (None, "--resume --allow_change training", "--allow_change training: must be one of"),
+        (None, "--allow_change seed", "--allow_change seed: has no effect without --resume"),
         ("training: {max_steps: 1}", "", "needs.path: is missing"),
         (None, "--learning_rat 1", "--learning_rat: no such option; did you mean 'learning_rate'?"),
         (None, "--column x", "--column: is in several sections; write --data.column or --needs.column"),
