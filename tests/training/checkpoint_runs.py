@@ -5,6 +5,7 @@
 A case is {"name", "variant", "processes", "event", "arguments"}; the uninterrupted run of each variant comes first. Events:
 
     {"kind": "kill", "operation": K, "half", "rank"}    before the K-th operation on the disk of the save at step 4, or in it
+    {"kind": "kill", "operation": K, "name": NAME, …}   before the K-th of that name
     {"kind": "kill_after", "share": S}                  after this share of the time that an uninterrupted run takes
     {"kind": "sigterm", "step": N, "rank", "group"}     while step N + 1 runs
     {"kind": "full_disk", "bytes": B}                   no file may grow above so many bytes from step 3 on
@@ -44,6 +45,9 @@ from hf_ext.training.arguments import HfxTrainingArguments
 from hf_ext.training.trainer import HfxTrainer
 
 
+with suppress(ImportError):
+    import deepspeed  # noqa: F401  accelerate would import it in every process
+
 STEPS, SAVE_STEPS = 6, 2
 KILLED_SAVE = 4  # the step whose save is killed: one checkpoint is before it, one after
 SIZES = {"vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -76,12 +80,13 @@ def rows():
 
 
 def few_rows():
-    return rows()[:12]
+    """Of one length: accelerate's stream for several processes takes no others."""
+    return [{"input_ids": document[:4] + [i + 3] * 4} for i, document in enumerate(documents(12))]
 
 
-def stream():
+def stream(make_rows=few_rows):
     """Three batches of four rows, then it begins again."""
-    return datasets.IterableDataset.from_generator(few_rows).shuffle(seed=3, buffer_size=8)
+    return datasets.IterableDataset.from_generator(make_rows).shuffle(seed=3, buffer_size=8)
 
 
 def packed():
@@ -113,7 +118,7 @@ VARIANTS = {
     "packed": (decoder, packed, causal, {"matrix_optimizer": "muon"}),
     "lora": (with_adapter, rows, causal, {"learning_rate": 0.05}),
     "tokens": (decoder, rows, causal, {"tokens_per_batch": 96, "length_pool_size": 20, "ema_decay": 0.9}),
-    "token_stream": (decoder, stream, causal, {"tokens_per_batch": 96, "length_pool_size": 20}),
+    "token_stream": (decoder, partial(stream, rows), causal, {"tokens_per_batch": 96, "length_pool_size": 20}),
     "zero2": (decoder, rows, causal, zero(2)),
     "zero3": (decoder, rows, causal, zero(3)),
 }
@@ -124,8 +129,8 @@ class DiskOperations:
 
     WRITERS = ("torch.save", "save_file", "save_to_json")
 
-    def __init__(self, kill_at=None, half=False):
-        self.kill_at, self.half, self.is_active, self.names = kill_at, half, False, []
+    def __init__(self, kill_at=None, half=False, name=None):
+        self.kill_at, self.half, self.name, self.is_active, self.names = kill_at, half, name, False, []
         for name in ("mkdir", "fsync", "replace", "rename", "unlink", "rmdir"):
             self._watch(os, name, name)
         self._watch(torch, "save", "torch.save")
@@ -140,7 +145,8 @@ class DiskOperations:
         def call(*args, **kwargs):
             if self.is_active:
                 self.names.append(name)
-                if len(self.names) == self.kill_at:
+                is_counted = self.name in (None, name)
+                if is_counted and self.kill_at == sum(self.name in (None, other) for other in self.names):
                     if self.half and name in self.WRITERS:
                         self.is_active = False
                         function(*args, **kwargs)
@@ -175,7 +181,9 @@ class AtStep(TrainerCallback):
 
 def make_trainer(variant, folder, arguments):
     make_model, make_rows, collator, given = VARIANTS[variant]
-    defaults = {"max_steps": STEPS, "save_steps": SAVE_STEPS, "learning_rate": 1e-2, "per_device_train_batch_size": 4}
+    defaults = {"max_steps": STEPS, "save_steps": SAVE_STEPS, "learning_rate": 1e-2}
+    if "tokens_per_batch" not in given:
+        defaults["per_device_train_batch_size"] = 4
     args = HfxTrainingArguments(
         output_dir=str(folder),
         use_cpu=True,
@@ -200,7 +208,7 @@ def prepare(trainer, folder, event, rank):
     """Have what is to happen to this process happen."""
     kind = event.get("kind")
     if kind == "kill" and event.get("rank", 0) == rank:
-        trainer.operations = DiskOperations(event["operation"], event.get("half", False))
+        trainer.operations = DiskOperations(event["operation"], event.get("half", False), event.get("name"))
     elif kind == "count" and rank == 0:
         trainer.operations = DiskOperations()
     elif kind == "sigterm" and event.get("rank", 0) == rank:
