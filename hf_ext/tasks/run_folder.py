@@ -8,16 +8,11 @@ from transformers import PretrainedConfig
 from transformers.utils import logging
 
 from hf_ext.training.arguments import HfxTrainingArguments
-from hf_ext.training.checkpoints import (
-    checkpoints_in,
-    difference,
-    model_fields,
-    newest_verified,
-    plain,
-    read_manifest,
-    verify,
-)
 from hf_ext.training.checkpoints.agreement import agreed
+from hf_ext.training.checkpoints.fingerprint import difference, model_fields, plain
+from hf_ext.training.checkpoints.folders import checkpoints_in
+from hf_ext.training.checkpoints.manifest import read_manifest, verify
+from hf_ext.training.checkpoints.resume import newest_verified
 
 
 logger = logging.get_logger(__name__)

@@ -21,7 +21,7 @@ import yaml
 from huggingface_hub.errors import StrictDataclassError
 from tqdm import tqdm
 
-from hf_ext.training.checkpoints import CHANGEABLE
+from hf_ext.training.checkpoints.fingerprint_groups import CHANGEABLE
 from hf_ext.training.non_finite import NonFiniteError
 
 

@@ -22,7 +22,7 @@ from hf_ext.models.language_modeling_head import LanguageModelingHead
 from hf_ext.models.scored_tokens import IGNORE_INDEX
 from hf_ext.training.arguments import HfxTrainingArguments
 from hf_ext.training.balance_experts import BalanceExperts, balanced_routers
-from hf_ext.training.checkpoints import CheckpointedTrainer
+from hf_ext.training.checkpoints.checkpointed_trainer import CheckpointedTrainer
 from hf_ext.training.float8 import float8_handlers
 from hf_ext.training.layer_rates import distances_to_head, set_layer_rates
 from hf_ext.training.length_grouped_batches import (

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from hf_ext.training.checkpoints import STOPPED_EXIT_CODE
+from hf_ext.training.checkpoints.stop_request import STOPPED_EXIT_CODE
 
 
 HERE = Path(__file__).parent

@@ -17,18 +17,13 @@ from training.test_trainer import make_trainer, rows
 from transformers import TrainerCallback
 
 from hf_ext.objectives import MaskedCollator
-from hf_ext.training.checkpoints import (
-    BrokenCheckpointError,
-    CheckpointError,
-    StoppedBySignal,
-    checkpoints_in,
-    disk_space,
-    newest_verified,
-    read_manifest,
-    verify,
-)
+from hf_ext.training.checkpoints import disk_space
 from hf_ext.training.checkpoints.batch_draws import DrawsByBatch
 from hf_ext.training.checkpoints.disk_space import checkpoint_bytes
+from hf_ext.training.checkpoints.folders import CheckpointError, checkpoints_in
+from hf_ext.training.checkpoints.manifest import BrokenCheckpointError, read_manifest, verify
+from hf_ext.training.checkpoints.resume import newest_verified
+from hf_ext.training.checkpoints.stop_request import StoppedBySignal
 
 
 # an estimate: headers, names and small files beside the tensors
