@@ -8,6 +8,7 @@ graphs whole under `torch.compile` and `torch.export`, and costs M * K * N whate
 
 import torch
 
+from hf_ext.ops.kernel_choice import takes_triton
 from hf_ext.ops.matrix_product import add_outer_product, linear
 
 
@@ -31,6 +32,10 @@ def grouped_matmul(x: torch.Tensor, weight: torch.Tensor, offsets: torch.Tensor)
 def _forward(x: torch.Tensor, weight: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
     if _device_has_kernel(x):
         return torch.nn.functional.grouped_mm(x, weight.mT, offs=offsets.int())
+    if takes_triton(x, weight):
+        from hf_ext.ops.triton.triton_grouped_matmul import grouped_product
+
+        return grouped_product(x, weight.mT, offsets)
     out = x.new_empty(x.shape[0], weight.shape[1])
     with torch.no_grad():
         for group, start, stop in _groups(offsets):
@@ -45,6 +50,10 @@ def _backward(
     if _device_has_kernel(x):
         x_grad = torch.nn.functional.grouped_mm(grad, weight, offs=offsets.int())
         return x_grad, torch.nn.functional.grouped_mm(grad.mT, x, offs=offsets.int())
+    if takes_triton(grad, x, weight):
+        from hf_ext.ops.triton.triton_grouped_matmul import grouped_outer_product, grouped_product
+
+        return grouped_product(grad, weight, offsets), grouped_outer_product(grad, x, offsets)
     x_grad, weight_grad = torch.empty_like(x), torch.zeros_like(weight)
     with torch.no_grad():
         for group, start, stop in _groups(offsets):
@@ -76,7 +85,8 @@ _forward.register_autograd(_differentiate, setup_context=_setup_context)
 
 
 def _device_has_kernel(x: torch.Tensor) -> bool:
-    """torch's own grouped product wants bf16 on an accelerator; elsewhere it is this file's loop, with a copy."""
+    """torch's own grouped product wants bf16 on a new accelerator; elsewhere it is Triton's, or this file's loop, which
+    waits for the sizes."""
     return (
         x.device.type == "cuda" and x.dtype == torch.bfloat16 and torch.cuda.get_device_capability(x.device) >= (9, 0)
     )
