@@ -98,7 +98,9 @@ def intervals_of(mask: MaskRule | torch.Tensor) -> KeyIntervals:
         num_queries, num_keys, batch_size = mask.query_length, mask.key_length, mask.batch_size
         step = max(1, PAIRS_AT_ONCE // max(1, batch_size * num_keys))
         parts = [
-            mask.tile(q0, min(q0 + step, num_queries), 0, num_keys).expand(-1, -1, min(step, num_queries - q0), num_keys)
+            mask.tile(q0, min(q0 + step, num_queries), 0, num_keys).expand(
+                -1, -1, min(step, num_queries - q0), num_keys
+            )
             for q0 in range(0, num_queries, step)
         ]
     else:

@@ -1,6 +1,6 @@
 """What the kernels reach on a CUDA device, against torch's own in the same run.
 
-    python tests/benchmarks/gpu.py [--parts attention decoding elementwise training tiles] [--lengths 512 … 32768] [--out DIR]
+    python tests/benchmarks/gpu.py [--parts attention decoding elementwise training tiles] [--out DIR]
 
 Parts, all but `tiles` by default:
     attention   forward and backward of causal and full attention, bf16, 16 heads of 128 and of 64, as many tokens at every
@@ -101,7 +101,6 @@ def measure_call(name: str, attend, inputs: list[torch.Tensor], grad: torch.Tens
         backward_time = median_milliseconds(
             lambda: torch.autograd.grad(output, inputs, grad, retain_graph=True), budget=0.2
         )
-        del output
         memory = peak_megabytes(both)
     except RuntimeError as error:  # torch has no such kernel for it, or it doesn't fit
         return {"name": name, "failure": str(error).splitlines()[0][:100]}
@@ -302,7 +301,8 @@ def main() -> None:
             rows = measure_decoding()
             for row in rows:
                 share = row["GB/s"] * 1e9 / bandwidth
-                print(f"batch {row['B']:>2} {row['name']:>10}: {row['milliseconds']:.3f} ms, {row['GB/s']:.0f} GB/s, {share:.0%}")
+                rate_text = f"{row['milliseconds']:.3f} ms, {row['GB/s']:.0f} GB/s, {share:.0%} of the copy"
+                print(f"batch {row['B']:>2} {row['name']:>10}: {rate_text}")
         elif part == "elementwise":
             from gpu_elementwise import measure_elementwise, print_elementwise
 

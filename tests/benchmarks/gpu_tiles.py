@@ -21,16 +21,64 @@ PRODUCTS = {"forward": 2, "key_gradient": 4, "query_gradient": 3}
 
 
 def candidates(kernel: str, head_dim: int) -> list[Tiles]:
-    """What is worth trying on Hopper: (queries, keys, warps, stages)."""
+    """What is worth trying on Hopper: queries, keys, warps, stages; None: as many registers as the compiler takes."""
     sizes = {
-        ("forward", 128): [(128, 128, 8, 2), (128, 64, 8, 3), (128, 64, 4, 3), (64, 128, 4, 2), (128, 64, 8, 2)],
-        ("forward", 64): [(128, 128, 8, 2), (128, 128, 4, 2), (128, 128, 8, 3), (128, 64, 4, 3), (64, 128, 4, 3)],
-        ("key_gradient", 128): [(64, 128, 8, 2), (64, 128, 8, 3), (32, 128, 8, 3), (64, 64, 4, 2), (128, 64, 8, 2)],
-        ("key_gradient", 64): [(64, 128, 8, 2), (64, 128, 8, 3), (128, 128, 8, 2), (64, 128, 4, 2), (64, 64, 4, 3)],
-        ("query_gradient", 128): [(128, 64, 8, 2), (128, 64, 8, 3), (128, 32, 8, 3), (64, 64, 4, 2), (64, 128, 8, 2)],
-        ("query_gradient", 64): [(128, 64, 8, 2), (128, 64, 8, 3), (128, 128, 8, 2), (128, 64, 4, 2), (64, 64, 4, 3)],
+        ("forward", 128): [
+            (128, 128, 8, 2),
+            (128, 128, 8, 3),
+            (128, 64, 8, 2),
+            (128, 64, 8, 3),
+            (128, 64, 8, 2, 128),
+            (64, 64, 4, 2),
+            (64, 64, 4, 3),
+            (64, 128, 4, 2),
+        ],
+        ("forward", 64): [
+            (128, 128, 8, 2),
+            (128, 128, 8, 3),
+            (128, 128, 4, 2),
+            (128, 64, 4, 3),
+            (64, 128, 4, 2),
+            (128, 64, 8, 3, 128),
+        ],
+        ("key_gradient", 128): [
+            (64, 128, 8, 2),
+            (64, 128, 8, 3),
+            (32, 128, 8, 3),
+            (128, 64, 8, 2),
+            (64, 64, 4, 2),
+            (64, 64, 8, 2, 128),
+        ],
+        ("key_gradient", 64): [
+            (64, 128, 8, 2),
+            (64, 128, 8, 3),
+            (128, 128, 8, 2),
+            (64, 128, 4, 2),
+            (64, 64, 4, 3),
+            (64, 128, 8, 2, 128),
+        ],
+        ("query_gradient", 128): [
+            (128, 64, 8, 2),
+            (128, 64, 8, 3),
+            (128, 128, 8, 2),
+            (128, 32, 8, 3),
+            (64, 64, 4, 2),
+            (64, 128, 4, 2),
+        ],
+        ("query_gradient", 64): [
+            (128, 64, 8, 2),
+            (128, 64, 8, 3),
+            (128, 128, 8, 2),
+            (128, 64, 4, 2),
+            (64, 128, 4, 2),
+            (64, 64, 4, 3),
+        ],
     }[kernel, head_dim]
-    return [Tiles(*size, descriptors=copied) for size in sizes for copied in (False, True)]
+    return [
+        Tiles(*size[:4], descriptors=copied, registers=size[4] if len(size) > 4 else None)
+        for size in sizes
+        for copied in (False, True)
+    ]
 
 
 def prepare(kernel: str, head_dim: int, length: int, batch_size: int):
@@ -92,7 +140,7 @@ def sweep(head_dims: list[int], length: int, batch_size: int, workers: int) -> l
 
 
 def print_sweep(rows: list[dict]) -> None:
-    print("| kernel | head dim | queries, keys, warps, stages, copied, specialized | TFLOP/s | ms |")
+    print("| kernel | head dim | queries, keys, warps, stages, copied, registers | TFLOP/s | ms |")
     print("| --- | --- | --- | --- | --- |")
     for row in rows:
         result = f"{row['rate']:.0f} | {row['milliseconds']:.3f}" if not row["failure"] else f"{row['failure']} |"

@@ -59,13 +59,12 @@ def _attend_range(
     SOFTCAP: tl.constexpr,
     BIAS: tl.constexpr,
     DESCRIPTORS: tl.constexpr,
-    SPECIALIZED: tl.constexpr,
     PRECISION: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
     """One loop over tiles of keys. queries, row_starts, row_stops, query_positions: (q, 1). key_positions: a pointer."""
     LOG2_E: tl.constexpr = 1.4426950408889634
-    for first in tl.range(begin, end, KEYS, warp_specialize=SPECIALIZED):
+    for first in tl.range(begin, end, KEYS):
         k = load_tile(
             key, batch, kv_head, first, k_batch, k_head, k_step, num_keys, KEYS, D, BLOCK_D, MASKED, DESCRIPTORS
         )
@@ -151,7 +150,6 @@ def attention_forward_kernel(
     BIAS: tl.constexpr,
     SINKS: tl.constexpr,
     DESCRIPTORS: tl.constexpr,
-    SPECIALIZED: tl.constexpr,
     PRECISION: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
@@ -236,7 +234,6 @@ def attention_forward_kernel(
                 SOFTCAP,
                 BIAS,
                 DESCRIPTORS,
-                SPECIALIZED and part == 1,
                 PRECISION,
                 UPCAST,
             )

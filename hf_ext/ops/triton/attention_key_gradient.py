@@ -227,9 +227,7 @@ def key_gradient_kernel(
     key_positions = keys
     query_positions = all_query_positions
     if BIAS != 0:
-        key_positions = tl.load(
-            all_key_positions + batch * key_positions_batch + keys, mask=keys < num_keys, other=0
-        )
+        key_positions = tl.load(all_key_positions + batch * key_positions_batch + keys, mask=keys < num_keys, other=0)
         query_positions = all_query_positions + batch * query_positions_batch
     starts, stops = interval_starts, interval_stops
     full_end = num_queries // QUERIES * QUERIES  # whole tiles of queries

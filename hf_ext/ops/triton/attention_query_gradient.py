@@ -173,7 +173,9 @@ def query_gradient_kernel(
         key_positions = all_key_positions + batch * key_positions_batch
         slope = tl.load(slopes + head).to(tl.float32)
 
-    q = load_tile(query, batch, head, first_query, q_batch, q_head, q_step, num_queries, QUERIES, D, BLOCK_D, True, False)
+    q = load_tile(
+        query, batch, head, first_query, q_batch, q_head, q_step, num_queries, QUERIES, D, BLOCK_D, True, False
+    )
     grad = load_tile(
         output_grad, batch, head, first_query, g_batch, g_head, g_step, num_queries, QUERIES, DV, BLOCK_DV, True, False
     )

@@ -19,7 +19,7 @@ class Tiles:
     warps: int = 4
     stages: int = 2
     descriptors: bool = False  # whether the copy engine loads them, where the layout allows it
-    specialized: bool = False  # whether some warps load while others multiply
+    registers: int | None = None  # of a thread, at most: with fewer, more programs share a multiprocessor
 
 
 # Largest head dim -> tiles, for two-byte inputs on Hopper; `python tests/benchmarks/gpu.py --parts tiles` times others.
@@ -27,7 +27,7 @@ FORWARD_TILES = {64: Tiles(128, 128, 8, 2), 128: Tiles(128, 128, 8, 2), 256: Til
 KEY_GRADIENT_TILES = {64: Tiles(64, 128, 8, 2), 128: Tiles(64, 128, 8, 2), 256: Tiles(32, 64, 8, 2)}
 QUERY_GRADIENT_TILES = {64: Tiles(128, 64, 8, 2), 128: Tiles(128, 64, 8, 2), 256: Tiles(64, 64, 8, 2)}
 # four-byte inputs, and every chip before Hopper, whose shared memory is smaller
-SMALL_TILES = {64: Tiles(64, 64, 4, 2), 128: Tiles(64, 32, 4, 2), 256: Tiles(32, 32, 4, 1)}
+SMALL_TILES = {64: Tiles(64, 32, 4, 2), 128: Tiles(32, 32, 4, 2), 256: Tiles(32, 32, 8, 1)}
 
 
 def is_interpreted() -> bool:

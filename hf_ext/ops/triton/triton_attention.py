@@ -55,7 +55,7 @@ class AttentionOptions:
     scaling: float
     softcap: float | None = None
     bidirectional: bool = False
-    tiles: AttentionTiles = AttentionTiles()  # noqa: RUF009  frozen
+    tiles: AttentionTiles = AttentionTiles()
 
 
 def triton_attention(
@@ -70,7 +70,7 @@ def triton_attention(
     bias: ScoreBias | None = None,
     sinks: torch.Tensor | None = None,
     dropout: float = 0.0,
-    tiles: AttentionTiles = AttentionTiles(),  # noqa: B008  frozen
+    tiles: AttentionTiles = AttentionTiles(),
     splits: int | None = None,
 ) -> torch.Tensor:
     """`flash_attention` of `ops/flash_attention.py` in Triton.
@@ -117,9 +117,13 @@ def triton_attention(
 def _check(query, key, value, scaling, bias, dropout) -> None:
     refused = "attn_implementation='hfx_triton'"
     if not (query.is_cuda or is_interpreted()):
-        raise ValueError(f"{refused}: the tensors are on {query.device}, it needs a CUDA device; choose sdpa or hfx_tiled")
+        raise ValueError(
+            f"{refused}: the tensors are on {query.device}, it needs a CUDA device; choose sdpa or hfx_tiled"
+        )
     if dropout > 0:
-        raise ValueError(f"{refused} does not support dropout={dropout}; set it to 0 or choose sdpa, hfx_tiled or eager")
+        raise ValueError(
+            f"{refused} does not support dropout={dropout}; set it to 0 or choose sdpa, hfx_tiled or eager"
+        )
     if query.dtype not in DTYPES or not query.dtype == key.dtype == value.dtype:
         names = ", ".join(str(x.dtype).removeprefix("torch.") for x in (query, key, value))
         raise ValueError(f"{refused} takes float32, float16 or bfloat16, all of one; got {names}; choose hfx_tiled")
@@ -138,7 +142,7 @@ class _TritonAttention(torch.autograd.Function):
     @staticmethod
     def forward(query, key, value, slopes, sinks, starts, stops, query_positions, key_positions, options):
         B, H, T, D = query.shape
-        K, S, Dv = key.shape[1], key.shape[2], value.shape[3]
+        S, Dv = value.shape[2:]
         tiles = options.tiles.forward or tiles_for(FORWARD_TILES, query, max(D, Dv))
         output = query.new_empty(B, T, H, Dv).transpose(1, 2)
         log_sum_exp = query.new_empty(B, H, T, dtype=torch.float32)
@@ -169,7 +173,6 @@ class _TritonAttention(torch.autograd.Function):
             **_constants(query, key, value, starts, slopes, options, tiles),
             SINKS=sinks is not None,
             DESCRIPTORS=described,
-            SPECIALIZED=tiles.specialized,
         )
         return output, log_sum_exp
 
@@ -238,9 +241,9 @@ def key_gradients(
     options: AttentionOptions,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """dK and dV."""
-    B, H, T, D = query.shape
-    K, S, Dv = key.shape[1], key.shape[2], value.shape[3]
-    key_grad, value_grad = torch.empty_like(key), torch.empty_like(value)
+    T, D = query.shape[2:]
+    B, K, S, Dv = value.shape
+    key_grad, value_grad = _empty_like(key), _empty_like(value)
     tiles = options.tiles.key_gradient or tiles_for(KEY_GRADIENT_TILES, query, max(D, Dv))
     num_tiles = triton.cdiv(S, tiles.keys)
     first_queries = last_queries = None
@@ -299,8 +302,8 @@ def query_gradient(
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """dQ, and what each query adds to the gradient of its head's slope, fp32 (B, H, T), if wanted."""
     B, H, T, D = query.shape
-    K, S, Dv = key.shape[1], key.shape[2], value.shape[3]
-    query_grad = torch.empty_like(query)
+    S, Dv = value.shape[2:]
+    query_grad = _empty_like(query)
     tiles = options.tiles.query_gradient or tiles_for(QUERY_GRADIENT_TILES, query, max(D, Dv))
     num_tiles = triton.cdiv(T, tiles.queries)
     sources, addresses, described = _sources((key, value), (tiles.keys, tiles.keys), tiles)
@@ -337,8 +340,8 @@ def query_gradient(
 
 
 def _decode(query, key, value, slopes, sinks, starts, stops, query_positions, key_positions, options, splits):
-    B, H, T, D = query.shape
-    K, S, Dv = key.shape[1], key.shape[2], value.shape[3]
+    B, H, T = query.shape[:3]
+    K, S, Dv = value.shape[1:]
     G = H // K
     output = query.new_empty(B, T, H, Dv).transpose(1, 2)
     if output.numel() == 0:
@@ -415,7 +418,13 @@ def _constants(query, key, value, starts, slopes, options: AttentionOptions, til
         "UPCAST": is_interpreted() and query.dtype == torch.bfloat16,
         "num_warps": tiles.warps,
         "num_stages": tiles.stages,
+        **({} if tiles.registers is None or is_interpreted() else {"maxnreg": tiles.registers}),
     }
+
+
+def _empty_like(x: torch.Tensor) -> torch.Tensor:
+    """Room for a gradient, laid out as `x` where that has every number once and a head's dims side by side."""
+    return x.new_empty(x.shape) if x.stride(-1) != 1 or 0 in x.stride() else torch.empty_like(x)
 
 
 def _block(size: int) -> int:
@@ -449,7 +458,7 @@ def _describe(x: torch.Tensor, rows: int):
     B, heads, L, D = x.shape
     per_batch, per_head, step, _ = x.stride()
     aligned = x.data_ptr() % 16 == 0 and step * x.element_size() % 16 == 0
-    if not aligned or L % rows or D != _block(D) or x.element_size() != 2:
+    if not aligned or L % rows or _block(D) != D or x.element_size() != 2:
         return None
     if step == D and (per_head == L * D or heads == 1) and (per_batch == heads * L * D or B == 1):
         shape, address = [B * heads * L, D], (heads * L, L, 0)

@@ -142,15 +142,17 @@ def triton_rotary(
         Both in their dtypes, laid out in memory as they were.
     """
     cos, sin = cos.contiguous(), sin.contiguous()
-    if in_place:
+    if in_place and query.stride(-1) == key.stride(-1) == 1:
         _rotate(query, key, query, key, cos, sin, interleaved, backward=False)
         return query, key
-    return _TritonRotary.apply(query, key, cos, sin, interleaved)
+    turned = _TritonRotary.apply(query, key, cos, sin, interleaved)
+    return (query.copy_(turned[0]), key.copy_(turned[1])) if in_place else turned
 
 
 class _TritonRotary(torch.autograd.Function):
     @staticmethod
     def forward(query, key, cos, sin, interleaved):
+        query, key = _with_dims_together(query, key)
         turned = torch.empty_like(query), torch.empty_like(key)
         _rotate(query, key, *turned, cos, sin, interleaved, backward=False)
         return turned
@@ -162,16 +164,20 @@ class _TritonRotary(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, query_grad, key_grad):
+        query_grad, key_grad = _with_dims_together(query_grad, key_grad)
         turned = torch.empty_like(query_grad), torch.empty_like(key_grad)
         _rotate(query_grad, key_grad, *turned, *ctx.saved_tensors, ctx.interleaved, backward=True)
         return *turned, None, None, None
 
 
+def _with_dims_together(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """The same, copied where a head's dims do not lie side by side, and so their like will."""
+    return tuple(x if x.stride(-1) == 1 and 0 not in x.stride() else x.contiguous() for x in tensors)
+
+
 def _rotate(query, key, query_out, key_out, cos, sin, interleaved: bool, *, backward: bool) -> None:
     B, H, T, D = query.shape
     K, R = key.shape[1], cos.shape[-1]
-    if query.stride(-1) != 1 or key.stride(-1) != 1:
-        query, key = query.contiguous(), key.contiguous()
     rotary_kernel[(B * T,)](
         query,
         key,

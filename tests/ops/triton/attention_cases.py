@@ -45,7 +45,7 @@ def inputs_of(case: Case) -> list[torch.Tensor]:
         tensors = [x.transpose(1, 2).contiguous().transpose(1, 2) for x in tensors]
     elif case.layout == "one matrix":  # of all heads of queries, keys and values, a row a token
         assert T == S
-        assert D == Dv
+        assert Dv == D
         together = torch.cat([x.transpose(1, 2).flatten(2) for x in tensors], dim=-1)
         tensors = [x.unflatten(2, (-1, D)).transpose(1, 2) for x in together.split([H * D, K * D, K * D], dim=-1)]
     elif case.layout == "dims first":  # last dim with a stride

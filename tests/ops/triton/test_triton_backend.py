@@ -3,11 +3,12 @@
 import pytest
 import torch
 from models.decoder_grid import VARIANTS, make_model, tokens
-from models.grid import FAMILIES
+from models.grid import ALL_FAMILIES
 from ops.triton.attention_cases import DEVICE
 
 from hf_ext.models.attention_report import attention_report
 from hf_ext.ops.backends import BACKENDS, triton_attention_forward, triton_mask, triton_missing
+from hf_ext.ops.kernel_choice import kernels, takes_triton
 from hf_ext.ops.key_intervals import KeyIntervals
 
 
@@ -26,7 +27,7 @@ DECODERS = (
 
 
 def both(family: str = "decoder", head: str = "text", **options):
-    models = [FAMILIES[family].make(head, attention, **options).to(DEVICE) for attention in ("eager", "hfx_triton")]
+    models = [ALL_FAMILIES[family].make(head, attention, **options).to(DEVICE) for attention in ("eager", "hfx_triton")]
     assert models[1].config._attn_implementation == "hfx_triton"
     return models
 
@@ -53,16 +54,16 @@ def test_decoders_forward_and_backward(name):
         torch.testing.assert_close(got, expected, **GRADIENT)
 
 
-@pytest.mark.parametrize(("family", "head"), [("encoder", "text"), ("encoder_decoder", "text")])
+@pytest.mark.parametrize(("family", "head"), [("encoder", "text"), ("encoder-decoder", "text")])
 def test_both_directions_and_cross_attention(family, head):
     results = []
     for model in both(family, head):
         batch = padded_batch("right")
-        if family == "encoder_decoder":
+        if family == "encoder-decoder":
             batch["decoder_input_ids"] = tokens(B=2, T=5, seed=1).to(DEVICE)
         with torch.no_grad():
             logits = model(**batch).logits
-        results.append(logits if family == "encoder_decoder" else logits[batch["attention_mask"].bool()])
+        results.append(logits if family == "encoder-decoder" else logits[batch["attention_mask"].bool()])
     torch.testing.assert_close(results[1], results[0], **LOGITS)
 
 
@@ -92,7 +93,9 @@ def test_generated_tokens_are_the_same(cache):
 
 def test_documents_by_their_starts():
     """transformers' collator of flattened batches gives them beside the row."""
-    query, key, value = (torch.randn(1, 2, 9, 16, generator=torch.Generator().manual_seed(i)).to(DEVICE) for i in range(3))
+    query, key, value = (
+        torch.randn(1, 2, 9, 16, generator=torch.Generator().manual_seed(i)).to(DEVICE) for i in range(3)
+    )
     starts = torch.tensor([0, 4, 9], dtype=torch.int32, device=DEVICE)
     module = torch.nn.Module()
     output, _ = triton_attention_forward(module, query, key, value, None, cu_seq_lens_q=starts, cu_seq_lens_k=starts)
@@ -125,3 +128,34 @@ def test_without_a_gpu_it_says_why(monkeypatch):
     with pytest.raises(ValueError, match="'hfx_triton': no CUDA device here; choose sdpa or hfx_tiled"):
         model.set_attn_implementation("hfx_triton")
     assert attention_report(model).others["hfx_triton"] == "no CUDA device here"
+
+
+@pytest.mark.parametrize(
+    "name", ["llama", "sandwich, GeGLU, QK-norm by projection, softcap, tied", "mixture of experts"]
+)
+def test_models_give_the_same_by_triton_and_by_torch(name):
+    """Norms, rotary, gated activations, experts and the loss."""
+    results = []
+    for choice in ("torch", "triton"):
+        model = make_model("eager", **VARIANTS[name]).to(DEVICE).train()
+        ids = tokens(B=2, T=9).to(DEVICE)
+        with kernels(choice):
+            loss = model(ids, labels=ids).loss
+            loss.backward()
+        results.append((loss.detach(), [p.grad for p in model.parameters()]))
+    torch.testing.assert_close(results[1][0], results[0][0], **LOGITS)
+    for got, expected in zip(results[1][1], results[0][1], strict=True):
+        torch.testing.assert_close(got, expected, **GRADIENT)
+
+
+def test_kernels_are_chosen_by_name():
+    x = torch.zeros(2, 3, device=DEVICE)
+    with kernels("torch"):
+        assert not takes_triton(x)
+        with kernels("triton"):
+            assert takes_triton(x, None, x)
+            assert not takes_triton(x, x.double())
+            assert not takes_triton(x.to("meta"))
+    assert takes_triton(x) == (DEVICE == "cuda")
+    with pytest.raises(ValueError, match="HF_EXT_KERNELS='fast': must be one of auto, torch, triton"), kernels("fast"):
+        pass
