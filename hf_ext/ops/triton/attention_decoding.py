@@ -16,7 +16,7 @@ from hf_ext.ops.triton.attention_tiles import added_product, finished_scores, lo
 MAX_ROWS = 64  # queries times heads of a group that one tile takes
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_kv_heads", "num_queries", "num_keys", "num_splits"])
 def attend_split_kernel(
     query,
     key,
@@ -135,7 +135,7 @@ def attend_split_kernel(
     tl.store(partial_sums + row, tl.where(seen, maximum + tl.log2(safe_total), float("-inf")), mask=real)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_kv_heads", "num_queries", "num_splits"])
 def join_splits_kernel(
     partial_output,
     partial_sums,

@@ -103,7 +103,8 @@ def _attend_range(
     return accumulator, maximum, total
 
 
-@triton.jit
+# numbers that change from call to call and say nothing about addresses: no kernel of its own for each kind of them
+@triton.jit(do_not_specialize=["num_heads", "num_tiles"])
 def attention_forward_kernel(
     query,
     key,

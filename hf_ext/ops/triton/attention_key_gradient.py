@@ -17,7 +17,7 @@ import triton.language as tl
 from hf_ext.ops.triton.attention_tiles import added_product, finished_scores, load_tile, product, store_tile, visible
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_heads", "num_tiles"])
 def output_products_kernel(
     output,
     output_grad,
@@ -149,7 +149,7 @@ def _key_gradient_range(
     return key_grad, value_grad
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_kv_heads", "num_tiles"])
 def key_gradient_kernel(
     query,
     key,

@@ -92,7 +92,7 @@ def _query_gradient_range(
     return query_grad, slope_grad
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_heads", "num_tiles"])
 def query_gradient_kernel(
     query,
     key,

@@ -26,8 +26,9 @@ class Tiles:
 FORWARD_TILES = {64: Tiles(128, 128, 8, 2), 128: Tiles(128, 128, 8, 2), 256: Tiles(128, 64, 8, 2)}
 KEY_GRADIENT_TILES = {64: Tiles(64, 128, 8, 2), 128: Tiles(64, 128, 8, 2), 256: Tiles(32, 64, 8, 2)}
 QUERY_GRADIENT_TILES = {64: Tiles(128, 64, 8, 2), 128: Tiles(128, 64, 8, 2), 256: Tiles(64, 64, 8, 2)}
-# four-byte inputs, and every chip before Hopper, whose shared memory is smaller
-SMALL_TILES = {64: Tiles(64, 32, 4, 2), 128: Tiles(32, 32, 4, 2), 256: Tiles(32, 32, 8, 1)}
+# chips before Hopper, whose shared memory is smaller; then numbers of four bytes, whose products of parts fill registers
+SMALL_TILES = {64: Tiles(64, 64, 4, 2), 128: Tiles(64, 32, 4, 2), 256: Tiles(32, 32, 8, 1)}
+FP32_TILES = {64: Tiles(64, 32, 4, 2), 128: Tiles(32, 32, 4, 2), 256: Tiles(16, 16, 4, 1)}
 
 
 def is_interpreted() -> bool:
@@ -38,7 +39,9 @@ def is_interpreted() -> bool:
 def tiles_for(table: dict[int, Tiles], x: torch.Tensor, head_dim: int) -> Tiles:
     """The row of `table` for inputs like `x`."""
     hopper = x.is_cuda and torch.cuda.get_device_capability(x.device)[0] >= 9
-    if x.element_size() > 2 or not (hopper or is_interpreted()):
+    if x.element_size() > 2:
+        table = FP32_TILES
+    elif not (hopper or is_interpreted()):
         table = SMALL_TILES
     return next(tiles for largest, tiles in table.items() if head_dim <= largest)
 
