@@ -96,7 +96,7 @@ class GatedFeedForward(nn.Module):
 
 def gated(activation: Callable[[torch.Tensor], torch.Tensor], gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
     """activation(gate) * up; for the backward pass gate and up alone are kept."""
-    if activation in IN_TRITON and takes_triton(gate, up):
+    if takes_triton(gate, up) and activation in IN_TRITON:
         from hf_ext.ops.triton.triton_gated import triton_gated
 
         return triton_gated(IN_TRITON[activation], gate, up)

@@ -216,6 +216,7 @@ def measure_training(batch_size: int, length: int, steps: int, peak: float) -> l
     rows = []
     for name, (model_class, config, attention, choice) in sides.items():
         torch.cuda.reset_peak_memory_stats()
+        torch.manual_seed(0)
         with torch.device("cuda"):
             model = model_class._from_config(config, dtype=torch.bfloat16, attn_implementation=attention)
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
@@ -229,7 +230,7 @@ def measure_training(batch_size: int, length: int, steps: int, peak: float) -> l
             optimizer.zero_grad(set_to_none=True)
             return loss
 
-        first = float(step())
+        first = float(step().detach())
         milliseconds = median_milliseconds(step, budget=0.4 * steps, most=steps)
         num_weights = sum(parameter.numel() for parameter in model.parameters())
         attention_size = SIZES["num_hidden_layers"] * SIZES["hidden_size"]
