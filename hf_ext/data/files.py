@@ -35,7 +35,7 @@ def resolve_data_files(arguments, file_format: str | None = None) -> dict[str, l
 
     Raises:
         FileNotFoundError: a path or pattern without a file.
-        ValueError: an unknown or mixed format, only empty files, or text that is not UTF-8 (with its byte offset).
+        ValueError: an unknown or mixed format, only empty files, or text that is not UTF-8 (with its line and byte offset).
     """
     per_split = arguments.data_files
     if not isinstance(per_split, dict):
@@ -93,7 +93,7 @@ def common_format(files: dict[str, list[str]]) -> str:
 
 def _check_utf8(path: str, max_bytes: int | None) -> None:
     decoder = codecs.getincrementaldecoder("utf-8")()
-    offset = 0
+    offset, lines = 0, 0
     with open(path, "rb") as file:
         while max_bytes is None or offset < max_bytes:
             block = file.read(_BLOCK_BYTES)
@@ -102,13 +102,16 @@ def _check_utf8(path: str, max_bytes: int | None) -> None:
             try:
                 decoder.decode(block, final=not block)
             except UnicodeDecodeError as error:
+                start = error.start - held_back  # in this block
+                line = lines + block[: max(start, 0)].count(b"\n") + 1
                 raise ValueError(
-                    f"data_files: '{path}' is not UTF-8 at byte {offset - held_back + error.start} ({error.reason}); "
+                    f"data_files: '{path}' is not UTF-8 in line {line}, at byte {offset + start} ({error.reason}); "
                     "convert it to UTF-8"
                 ) from None
             if not block:
                 return
             offset += len(block)
+            lines += block.count(b"\n")
 
 
 def _shorten(paths: list[str]) -> str:

@@ -7,7 +7,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from hf_ext.models.pretrained_model import can_look_at
 from hf_ext.ops.backends import BACKENDS, eager_attention_forward, with_equal_head_dims
 from hf_ext.ops.eager_attention import causal_mask
-from hf_ext.ops.flex_attention import flex_mask, with_flex_on_cpu
+from hf_ext.ops.flex_attention import flex_mask, with_flex_limits
 from hf_ext.ops.score_bias import ScoreBias
 
 
@@ -33,7 +33,7 @@ def attention_inputs(
     angles = {kind: rope(position_ids, dtype=inputs_embeds.dtype) for kind, rope in rotary_emb.items()}
     attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
     if implementation == "flex_attention":
-        attend = with_flex_on_cpu(attend)
+        attend = with_flex_limits(attend)
     if config.attention_type != "multi_head":  # values are of another size than queries and keys
         attend = with_equal_head_dims(implementation, attend)
     return {

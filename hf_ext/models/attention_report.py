@@ -20,6 +20,7 @@ from hf_ext.models.pretrained_model import asked_options
 from hf_ext.ops.attention_support import SINKS, WITHOUT_DROPOUT, plain_name, refusal
 from hf_ext.ops.backends import BACKENDS
 from hf_ext.ops.flash_attention import KEY_TILE, QUERY_TILE
+from hf_ext.ops.flex_attention import too_narrow
 
 
 # torch._fused_sdp_choice's answers: name, and how good; torch.nn.attention.SDPBackend has the same numbers
@@ -331,6 +332,9 @@ def _reason_against(model: PreTrainedModel, implementation: str, calls: list[_Ca
             reason = f"on CPU it does not support {asked[SINKS]}"
         elif call.needs_gradient:
             reason = "on CPU it has no backward; use it under torch.no_grad()"
+    elif name == "flex_attention":
+        narrow = too_narrow(call.device, call.head_dim, call.value_dim)
+        reason = None if narrow is None else f"it does not support {narrow}"
     dropout = max(call.dropout for call in calls)
     if reason is None and dropout and name in WITHOUT_DROPOUT:
         reason = f"it has no dropout, and this model drops {dropout} of the weights in training"

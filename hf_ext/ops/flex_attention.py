@@ -13,6 +13,16 @@ import torch
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
 
+MIN_GPU_HEAD_DIM = 16
+
+
+def too_narrow(device: torch.device, *head_dims: int) -> str | None:
+    """Why heads of these sizes have no kernel on the device, in some words; None where they have one."""
+    if device.type != "cuda" or min(head_dims) >= MIN_GPU_HEAD_DIM:
+        return None
+    return f"heads of {min(head_dims)} numbers on a GPU, at least {MIN_GPU_HEAD_DIM} are needed"
+
+
 def uncompiled_on_cpu(device: torch.device) -> AbstractContextManager:
     """Within it, what transformers compiles for flex attention runs uncompiled if `device` is a CPU."""
     if device.type != "cpu" or torch.compiler.is_compiling():
@@ -20,14 +30,19 @@ def uncompiled_on_cpu(device: torch.device) -> AbstractContextManager:
     return torch.compiler.set_stance("force_eager")
 
 
-def with_flex_on_cpu(attend: Callable) -> Callable:
-    """`attend`, transformers' flex attention, as it can run on a CPU; elsewhere unchanged.
+def with_flex_limits(attend: Callable) -> Callable:
+    """`attend`, transformers' flex attention, as it can run on the device of what it gets.
 
-    Raises, when it is called with tensors on a CPU:
-        ValueError: they need a gradient, or there are attention sinks.
+    Raises, when it is called:
+        ValueError: on a CPU, tensors that need a gradient, or attention sinks; on a GPU, heads below 16 numbers.
     """
 
     def attend_where_it_can(module, query, key, value, attention_mask, **kwargs):
+        narrow = too_narrow(query.device, query.shape[-1], value.shape[-1])
+        if narrow is not None:
+            raise ValueError(
+                f"attn_implementation='flex_attention' does not support {narrow}; choose sdpa, hfx_tiled or eager"
+            )
         if query.device.type == "cpu":
             if torch.is_grad_enabled() and any(states.requires_grad for states in (query, key, value)):
                 raise ValueError(

@@ -12,6 +12,10 @@ from hf_ext.ops.kernel_choice import takes_triton
 from hf_ext.ops.matrix_product import add_outer_product, linear
 
 
+# torch's own grouped product reads rows that begin at multiples of so many bytes
+ROW_ALIGNMENT = 16
+
+
 def grouped_matmul(x: torch.Tensor, weight: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
     """(M, N): each row of `x` times its group's matrix, transposed.
 
@@ -30,7 +34,7 @@ def grouped_matmul(x: torch.Tensor, weight: torch.Tensor, offsets: torch.Tensor)
 
 @torch.library.custom_op("hf_ext::grouped_matmul", mutates_args=())
 def _forward(x: torch.Tensor, weight: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
-    if _device_has_kernel(x):
+    if _device_has_kernel(x, weight):
         return torch.nn.functional.grouped_mm(x, weight.mT, offs=offsets.int())
     if takes_triton(x, weight):
         from hf_ext.ops.triton.triton_grouped_matmul import grouped_product
@@ -47,7 +51,7 @@ def _forward(x: torch.Tensor, weight: torch.Tensor, offsets: torch.Tensor) -> to
 def _backward(
     grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, offsets: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    if _device_has_kernel(x):
+    if _device_has_kernel(x, weight):
         x_grad = torch.nn.functional.grouped_mm(grad, weight, offs=offsets.int())
         return x_grad, torch.nn.functional.grouped_mm(grad.mT, x, offs=offsets.int())
     if takes_triton(grad, x, weight):
@@ -84,12 +88,12 @@ def _differentiate(ctx, grad):
 _forward.register_autograd(_differentiate, setup_context=_setup_context)
 
 
-def _device_has_kernel(x: torch.Tensor) -> bool:
-    """torch's own grouped product wants bf16 on a new accelerator; elsewhere it is Triton's, or this file's loop, which
-    waits for the sizes."""
-    return (
-        x.device.type == "cuda" and x.dtype == torch.bfloat16 and torch.cuda.get_device_capability(x.device) >= (9, 0)
-    )
+def _device_has_kernel(x: torch.Tensor, weight: torch.Tensor) -> bool:
+    """torch's own grouped product wants bf16, rows of a multiple of 16 bytes and an accelerator; elsewhere it is this file's
+    loop, with a copy, or Triton's kernel where that was chosen."""
+    if x.device.type != "cuda" or x.dtype != torch.bfloat16 or torch.cuda.get_device_capability(x.device) < (9, 0):
+        return False
+    return all(size * x.itemsize % ROW_ALIGNMENT == 0 for size in weight.shape[1:])
 
 
 def _groups(offsets: torch.Tensor) -> list[tuple[int, int, int]]:

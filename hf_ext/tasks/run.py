@@ -31,6 +31,7 @@ from hf_ext.tasks.run_folder import (
     whole_training_loss,
 )
 from hf_ext.training.arguments import HfxTrainingArguments
+from hf_ext.training.float8 import plain_products
 from hf_ext.training.loss_curve import draw_loss_curve
 from hf_ext.training.recipe import Recipe
 from hf_ext.training.schedules import SCHEDULES, check_schedule
@@ -283,7 +284,7 @@ def _inner(model) -> PreTrainedModel:
 
 def trained_model(trainer: HfxTrainer) -> PreTrainedModel:
     """The model that was trained, on its device, without the mixed precision or engine that training wrapped around it."""
-    return _inner(trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)).eval()
+    return plain_products(_inner(trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False))).eval()
 
 
 def _train(trainer: HfxTrainer, checkpoint: str | None) -> dict:

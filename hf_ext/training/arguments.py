@@ -189,6 +189,8 @@ class HfxTrainingArguments(TrainingArguments):
             self.greater_is_better = not f"_{metric}".endswith(tuple(f"_{name}" for name in LOWER_IS_BETTER))
         if self.fp8:
             _check_fp8(self)
+        if self.bf16 and not torch.accelerator.is_available():
+            self.use_cpu = True  # the stock arguments refuse a recipe for a GPU where there is none, until told so
         super().__post_init__()
         if self.fp8:
             self.mixed_precision = "fp8"  # accelerate's name; the stock arguments have no field for it

@@ -22,6 +22,7 @@ from hf_ext.models.language_modeling_head import LanguageModelingHead
 from hf_ext.models.scored_tokens import IGNORE_INDEX
 from hf_ext.training.arguments import HfxTrainingArguments
 from hf_ext.training.balance_experts import BalanceExperts, balanced_routers
+from hf_ext.training.float8 import float8_handlers
 from hf_ext.training.layer_rates import distances_to_head, set_layer_rates
 from hf_ext.training.length_grouped_batches import (
     TokenBatchSampler,
@@ -100,6 +101,12 @@ class HfxTrainer(Trainer):
                 f"z_loss_weight={self.args.z_loss_weight}: {type(self._innermost_model()).__name__} has no "
                 "language-modelling head of ours; set it to 0"
             )
+
+    def _build_accelerator_args(self, **kwargs) -> dict:
+        options = super()._build_accelerator_args(**kwargs)
+        if self.args.fp8:
+            options["kwargs_handlers"] = float8_handlers(gathers_float8=kwargs.get("fsdp_plugin") is not None)
+        return options
 
     def _innermost_model(self) -> torch.nn.Module:
         model = self.accelerator.unwrap_model(self.model)

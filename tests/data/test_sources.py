@@ -219,19 +219,22 @@ def test_bad_files_are_refused(streaming):
 
 
 @pytest.mark.parametrize(
-    ("content", "offset"),
+    ("content", "line", "offset"),
     [
-        (b"caf\xe9 au lait", 3),
+        (b"caf\xe9 au lait", 1, 3),
         # The bad byte, and an incomplete character, on either side of the border between two blocks.
-        (b"a" * (2**20 - 1) + "é".encode() + b"\xff", 2**20 + 1),
-        (b"a" * (2**20 - 1) + b"\xc3(", 2**20 - 1),
-        (b"abc\xe6\x97", 3),
+        (b"a" * (2**20 - 1) + "é".encode() + b"\xff", 1, 2**20 + 1),
+        (b"a" * (2**20 - 1) + b"\xc3(", 1, 2**20 - 1),
+        (b"abc\xe6\x97", 1, 3),
+        (b"one\ntwo\nthr\xe9e\nfour", 3, 11),
+        (b"a\n" * 2**20 + b"\xff\n", 2**20 + 1, 2**21),
     ],
 )
 @both_ways
-def test_text_that_is_not_utf8_is_refused_with_its_offset(content, offset, streaming):
+def test_text_that_is_not_utf8_is_refused_with_its_place(content, line, offset, streaming):
     Path("a.txt").write_bytes(content)
-    _refused(ValueError, f"'a.txt' is not UTF-8 at byte {offset} ", data_files="a.txt", streaming=streaming)
+    message = f"'a.txt' is not UTF-8 in line {line}, at byte {offset} "
+    _refused(ValueError, message, data_files="a.txt", streaming=streaming)
 
 
 def test_hub_name_while_offline_is_refused_with_the_remedy():

@@ -51,9 +51,17 @@ def test_autocast_casts_both():
     torch.testing.assert_close(got.float(), by_row(x, weight, offsets), atol=0.1, rtol=0.05)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_the_device_s_own_product():
-    x, weight, offsets = rows_and_groups((16, 48, 48, 128), K=64, N=32, dtype=torch.bfloat16)
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    ("K", "N"), [(64, 32), (52, 32), (64, 44)], ids=["its own", "rows of 104 bytes", "of 88 bytes"]
+)
+def test_the_device_s_own_product(K, N):
+    """Rows that don't begin at multiples of 16 bytes it would refuse."""
+    x, weight, offsets = rows_and_groups((16, 48, 48, 128), K=K, N=N, dtype=torch.bfloat16)
     expected = by_row(x.float(), weight.float(), offsets)
-    got = grouped_matmul(x.cuda(), weight.cuda(), offsets.cuda())
+    leaves = [t.detach().cuda().requires_grad_() for t in (x, weight)]
+    got = grouped_matmul(*leaves, offsets.cuda())
     torch.testing.assert_close(got.float().cpu(), expected, atol=0.3, rtol=0.02)
+    grads = torch.autograd.grad(got.float().sum(), leaves)
+    for got_grad, grad in zip(grads, torch.autograd.grad(expected.sum(), (x, weight)), strict=True):
+        torch.testing.assert_close(got_grad.float().cpu(), grad.float(), atol=0.3, rtol=0.02)

@@ -37,6 +37,13 @@ def test_eight_bits_only_where_there_are_eight_bits(capability, given, message, 
         HfxTrainingArguments(output_dir=str(tmp_path), use_cpu=True, fp8=True, **given)
 
 
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="there is an accelerator")
+def test_a_recipe_in_bf16_runs_on_a_cpu_too(tmp_path):
+    given = HfxTrainingArguments(output_dir=str(tmp_path), bf16=True)
+    assert given.device.type == "cpu"
+    assert given.mixed_precision == "bf16"
+
+
 def test_eight_bits_reach_accelerate(tmp_path, monkeypatch):
     monkeypatch.setattr(arguments, "_check_fp8", lambda args: None)
     given = HfxTrainingArguments(output_dir=str(tmp_path), use_cpu=True, fp8=True)

@@ -52,7 +52,7 @@ from hf_ext.models.packed_rows import check_packed_rows, flash_lengths
 from hf_ext.models.padding_free import find_real_tokens, unpad_inputs, with_padding
 from hf_ext.models.pretrained_model import HfxPreTrainedModel, check_attention_mask, check_token_ids
 from hf_ext.ops.backends import eager_attention_forward
-from hf_ext.ops.flex_attention import with_flex_on_cpu
+from hf_ext.ops.flex_attention import with_flex_limits
 
 
 def make_cross_attention(config: HfxEncoderDecoderConfig, layer_idx: int) -> CrossAttention:
@@ -354,7 +354,7 @@ class HfxEncoderDecoderDecoder(EncoderDecoderStack):
         """The attention call of the config's implementation."""
         implementation = self.config._attn_implementation
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
-        return with_flex_on_cpu(attend) if implementation == "flex_attention" else attend
+        return with_flex_limits(attend) if implementation == "flex_attention" else attend
 
 
 class HfxEncoderDecoderModel(HfxEncoderDecoderPreTrainedModel):
