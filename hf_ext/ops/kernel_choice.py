@@ -1,7 +1,10 @@
 """Which of two twins computes a hot path: torch's operations, or one Triton kernel. Chosen by name, told once.
 
-HF_EXT_KERNELS is "auto" (Triton on CUDA devices), "torch" (never) or "triton" (wherever it runs, on a CPU by its
+HF_EXT_KERNELS is "torch" (the default) or "triton" (for the tensors that the kernels take, on a CPU by Triton's
 interpreter); `kernels` overrides it for a while.
+
+There is no "auto": the kernels pass their tests under the interpreter and compile for sm_90, but they have not run on a GPU
+yet. What nobody has run there is taken by name only; a choice by itself needs a measurement first.
 """
 
 import logging
@@ -17,7 +20,7 @@ from hf_ext.ops.fake_tensors import has_values
 
 
 logger = logging.getLogger(__name__)
-CHOICES = ("auto", "torch", "triton")
+CHOICES = ("torch", "triton")
 _overridden: list[str] = []
 
 
@@ -45,24 +48,33 @@ def triton_missing() -> str | None:
 
 
 def takes_triton(*tensors: torch.Tensor | None) -> bool:
-    """Whether a Triton kernel computes what these tensors go into, all of one dtype that it knows.
+    """Whether a Triton kernel computes what these tensors go into: it was chosen, and they are all of one dtype that it
+    knows, where it can reach them.
 
     Never where a compiler or a transform looks on, which want to see the operations: `torch.compile` fuses them itself.
+
+    Raises:
+        ValueError: Triton was chosen and can't run here at all.
     """
     if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active():
         return False
-    choice = _overridden[-1] if _overridden else _checked(os.environ.get("HF_EXT_KERNELS", "auto"))
-    present = [tensor for tensor in tensors if tensor is not None]
-    if choice == "torch" or (choice == "auto" and present[0].device.type != "cuda"):
+    choice = _overridden[-1] if _overridden else _checked(os.environ.get("HF_EXT_KERNELS", "torch"))
+    if choice == "torch":
         return False
+    present = [tensor for tensor in tensors if tensor is not None]
     if torch._C._len_torch_dispatch_stack() or not all(map(has_values, present)):
+        return False
+    missing = triton_missing()
+    if missing is not None:
+        raise ValueError(f"HF_EXT_KERNELS='triton': {missing}; choose torch")
+    interpreted = os.environ.get("TRITON_INTERPRET", "0") == "1"
+    if not (interpreted or all(tensor.is_cuda for tensor in present)):
         return False
     dtypes = {tensor.dtype for tensor in present}
     if len(dtypes) > 1 or not dtypes <= {torch.float32, torch.float16, torch.bfloat16}:
         return False
-    missing = triton_missing()
-    _tell(choice, missing)
-    return missing is None
+    _tell()
+    return True
 
 
 def _checked(choice: str) -> str:
@@ -72,6 +84,5 @@ def _checked(choice: str) -> str:
 
 
 @cache
-def _tell(choice: str, missing: str | None) -> None:
-    runs = "Triton" if missing is None else f"torch, for {missing}"
-    logger.info("norms, rotary, gated activations, cross-entropy: kernels by %s (HF_EXT_KERNELS=%s)", runs, choice)
+def _tell() -> None:
+    logger.info("norms, rotary, gated activations, experts, cross-entropy: kernels by Triton, as chosen by name")

@@ -80,6 +80,9 @@ def attend_split_kernel(
         offset = batch * intervals_batch
         row_starts = tl.load(interval_starts + offset + queries, mask=real, other=0)
         row_stops = tl.load(interval_stops + offset + queries, mask=real, other=0)
+        # whatever an interval says, nothing beside the keys is read
+        row_starts = tl.maximum(row_starts, 0)
+        row_stops = tl.minimum(row_stops, num_keys)
     query_positions, slope = queries, queries * 0.0
     key_positions = all_key_positions
     if BIAS != 0:
@@ -88,7 +91,9 @@ def attend_split_kernel(
         slope = tl.load(slopes + heads, mask=real, other=0.0).to(tl.float32)
 
     dims = tl.arange(0, BLOCK_D)
-    pointers = query + batch.to(tl.int64) * q_batch + (heads * q_head + queries * q_step)[:, None] + dims[None, :]
+    # 64 bits: a few queries may be the end of a long row of them
+    places = heads.to(tl.int64) * q_head + queries.to(tl.int64) * q_step
+    pointers = query + batch.to(tl.int64) * q_batch + places[:, None] + dims[None, :]
     q = tl.load(pointers, mask=real[:, None] & (dims < D)[None, :], other=0.0)
     accumulator = tl.zeros([ROWS, BLOCK_DV], dtype=tl.float32)
     maximum = tl.full([ROWS], float("-inf"), dtype=tl.float32)

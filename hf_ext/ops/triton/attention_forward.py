@@ -172,6 +172,9 @@ def attention_forward_kernel(
         offset = batch * intervals_batch
         row_starts = tl.load(interval_starts + offset + queries, mask=real, other=0)
         row_stops = tl.load(interval_stops + offset + queries, mask=real, other=num_keys)
+        # whatever an interval says, nothing beside the keys is read
+        row_starts = tl.maximum(row_starts, 0)
+        row_stops = tl.minimum(row_stops, num_keys)
     query_positions = queries
     slope = 0.0
     key_positions = all_key_positions

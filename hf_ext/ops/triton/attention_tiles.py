@@ -26,7 +26,7 @@ class Tiles:
 FORWARD_TILES = {64: Tiles(128, 128, 8, 2), 128: Tiles(128, 128, 8, 2), 256: Tiles(128, 64, 8, 2)}
 KEY_GRADIENT_TILES = {64: Tiles(64, 128, 8, 2), 128: Tiles(64, 128, 8, 2), 256: Tiles(32, 64, 8, 2)}
 QUERY_GRADIENT_TILES = {64: Tiles(128, 64, 8, 2), 128: Tiles(128, 64, 8, 2), 256: Tiles(64, 64, 8, 2)}
-# chips before Hopper, whose shared memory is smaller; then numbers of four bytes, whose products of parts fill registers
+# chips whose shared memory is smaller; then numbers of four bytes, whose products of parts fill registers
 SMALL_TILES = {64: Tiles(64, 64, 4, 2), 128: Tiles(64, 32, 4, 2), 256: Tiles(32, 32, 8, 1)}
 FP32_TILES = {64: Tiles(64, 32, 4, 2), 128: Tiles(32, 32, 4, 2), 256: Tiles(16, 16, 4, 1)}
 
@@ -38,7 +38,8 @@ def is_interpreted() -> bool:
 
 def tiles_for(table: dict[int, Tiles], x: torch.Tensor, head_dim: int) -> Tiles:
     """The row of `table` for inputs like `x`."""
-    hopper = x.is_cuda and torch.cuda.get_device_capability(x.device)[0] >= 9
+    # 227 KiB of shared memory a multiprocessor: Hopper and the Blackwell of data centres; other chips have 100 or so
+    hopper = x.is_cuda and torch.cuda.get_device_capability(x.device)[0] in (9, 10)
     if x.element_size() > 2:
         table = FP32_TILES
     elif not (hopper or is_interpreted()):

@@ -6,7 +6,6 @@ Inputs are fp32, fp16 or bf16, all sums are fp32. Products of fp32 are three of 
 accuracy to a few ulp. Nothing of size T * S is kept, no two programs add to one number: the same bits in every run.
 """
 
-from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -14,9 +13,10 @@ import triton
 from torch.autograd.function import once_differentiable
 
 from hf_ext.ops.key_intervals import KeyIntervals, intervals_of
-from hf_ext.ops.mask_rule import Mask
+from hf_ext.ops.mask_rule import Mask, MaskRule
 from hf_ext.ops.score_bias import ScoreBias
 from hf_ext.ops.triton.attention_decoding import MAX_ROWS, attend_split_kernel, join_splits_kernel
+from hf_ext.ops.triton.attention_descriptors import padded_dim, sources
 from hf_ext.ops.triton.attention_forward import attention_forward_kernel
 from hf_ext.ops.triton.attention_key_gradient import key_gradient_kernel, output_products_kernel
 from hf_ext.ops.triton.attention_query_gradient import query_gradient_kernel
@@ -97,7 +97,8 @@ def triton_attention(
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     _check(query, key, value, scaling, bias, dropout)
     if mask is not None and not isinstance(mask, KeyIntervals):
-        mask = intervals_of(mask)
+        mask = _as_intervals(mask, query.shape[2], key.shape[2])
+    _check_shapes(query, key, value, mask, bias, sinks)
     if mask is not None and is_causal:
         mask, is_causal = mask.causal(), False
     query, key, value = (x if x.stride(-1) == 1 else x.contiguous() for x in (query, key, value))
@@ -106,9 +107,10 @@ def triton_attention(
     if bias is not None:
         positions = tuple(x.to(torch.int32).contiguous() for x in (bias.query_positions, bias.key_positions))
     options = AttentionOptions(is_causal, scaling, softcap, bias is not None and bias.bidirectional, tiles)
-    tensors = (query, key, value, None if bias is None else bias.weight, sinks, starts, stops, *positions)
+    slopes, sinks = (None if x is None else x.contiguous() for x in (None if bias is None else bias.weight, sinks))
+    tensors = (query, key, value, slopes, sinks, starts, stops, *positions)
     wants_gradient = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
-    with torch.cuda.device(query.device) if query.is_cuda else nullcontext():  # where Triton launches
+    with torch.cuda.device_of(query):  # where Triton launches
         if not wants_gradient and query.shape[2] * (query.shape[1] // key.shape[1]) <= MAX_ROWS:
             return _decode(*tensors, options, splits)
         return _TritonAttention.apply(*tensors, options)[0]
@@ -138,6 +140,39 @@ def _check(query, key, value, scaling, bias, dropout) -> None:
         raise ValueError(f"{refused} does not support position_embedding_type='relative'; choose sdpa or hfx_tiled")
 
 
+def _as_intervals(mask: Mask, num_queries: int, num_keys: int) -> KeyIntervals:
+    length = mask.key_length if isinstance(mask, MaskRule) else mask.shape[-1]
+    if length != num_keys:
+        raise ValueError(f"attention_mask: made for {length} keys, there are {num_keys}")
+    intervals = intervals_of(mask)
+    if intervals.starts.shape[1] != 1:
+        return intervals
+    return KeyIntervals(
+        *(x.expand(-1, num_queries) for x in (intervals.starts, intervals.stops))
+    )  # one for all queries
+
+
+def _check_shapes(query, key, value, mask, bias, sinks) -> None:
+    """A kernel follows addresses, not shapes: what doesn't go together would be read from elsewhere."""
+    (B, H, T, D), (K, S) = query.shape, key.shape[1:3]
+    if key.shape != (B, K, S, D) or value.shape[:3] != (B, K, S) or K == 0 or H % K:
+        raise ValueError(
+            f"query, key, value: shapes {tuple(query.shape)}, {tuple(key.shape)}, {tuple(value.shape)} must be "
+            "(B, H, T, D), (B, K, S, D), (B, K, S, Dv) with H a multiple of K"
+        )
+    expected = {}
+    if isinstance(mask, KeyIntervals):
+        expected |= {"mask.starts": (mask.starts, T), "mask.stops": (mask.stops, T)}
+    if bias is not None:
+        expected |= {"query_positions": (bias.query_positions, T), "key_positions": (bias.key_positions, S)}
+    for name, (x, length) in expected.items():
+        if x.shape not in ((1, length), (B, length)):
+            raise ValueError(f"{name}: shape {tuple(x.shape)} must be ({B} or 1, {length})")
+    for name, x in (("bias.weight", None if bias is None else bias.weight), ("sinks", sinks)):
+        if x is not None and x.shape != (H,):
+            raise ValueError(f"{name}: shape {tuple(x.shape)} must be ({H},), a number a head")
+
+
 class _TritonAttention(torch.autograd.Function):
     @staticmethod
     def forward(query, key, value, slopes, sinks, starts, stops, query_positions, key_positions, options):
@@ -150,9 +185,9 @@ class _TritonAttention(torch.autograd.Function):
             return output, log_sum_exp
         num_tiles = triton.cdiv(T, tiles.queries)
         rows = (tiles.queries, tiles.keys, tiles.keys)
-        sources, addresses, described = _sources((query, key, value), rows, tiles)
+        read, addresses, described = sources((query, key, value), rows, tiles)
         attention_forward_kernel[(B * H * num_tiles,)](
-            *sources,
+            *read,
             output,
             log_sum_exp,
             starts,
@@ -221,7 +256,7 @@ def output_products(output: torch.Tensor, output_grad: torch.Tensor) -> torch.Te
         num_tiles,
         QUERIES=ROWS_OF_PRODUCTS,
         DV=Dv,
-        BLOCK_DV=_block(Dv),
+        BLOCK_DV=padded_dim(Dv),
     )
     return delta
 
@@ -249,7 +284,7 @@ def key_gradients(
     first_queries = last_queries = None
     if starts is not None:
         first_queries, last_queries = _queries_of_key_tiles(starts, stops, num_tiles, tiles.keys)
-    (q, grad), addresses, described = _sources((query, output_grad), (tiles.queries, tiles.queries), tiles)
+    (q, grad), addresses, described = sources((query, output_grad), (tiles.queries, tiles.queries), tiles)
     key_gradient_kernel[(B * K * num_tiles,)](
         q,
         key,
@@ -306,11 +341,11 @@ def query_gradient(
     query_grad = _empty_like(query)
     tiles = options.tiles.query_gradient or tiles_for(QUERY_GRADIENT_TILES, query, max(D, Dv))
     num_tiles = triton.cdiv(T, tiles.queries)
-    sources, addresses, described = _sources((key, value), (tiles.keys, tiles.keys), tiles)
+    read, addresses, described = sources((key, value), (tiles.keys, tiles.keys), tiles)
     slope_parts = torch.empty_like(log_sum_exp) if wants_slopes else None
     query_gradient_kernel[(B * H * num_tiles,)](
         query,
-        *sources,
+        *read,
         output_grad,
         log_sum_exp,
         delta,
@@ -392,7 +427,7 @@ def _decode(query, key, value, slopes, sinks, starts, stops, query_positions, ke
         G=G,
         SPLITS=triton.next_power_of_2(splits),
         DV=Dv,
-        BLOCK_DV=_block(Dv),
+        BLOCK_DV=padded_dim(Dv),
         SINKS=sinks is not None,
     )
     return output
@@ -407,9 +442,9 @@ def _constants(query, key, value, starts, slopes, options: AttentionOptions, til
         "QUERIES": tiles.queries,
         "KEYS": tiles.keys,
         "D": D,
-        "BLOCK_D": _block(D),
+        "BLOCK_D": padded_dim(D),
         "DV": Dv,
-        "BLOCK_DV": _block(Dv),
+        "BLOCK_DV": padded_dim(Dv),
         "IS_CAUSAL": options.is_causal,
         "INTERVALS": starts is not None,
         "SOFTCAP": options.softcap is not None,
@@ -427,48 +462,9 @@ def _empty_like(x: torch.Tensor) -> torch.Tensor:
     return x.new_empty(x.shape) if x.stride(-1) != 1 or 0 in x.stride() else torch.empty_like(x)
 
 
-def _block(size: int) -> int:
-    """Power of two that holds a head, and that the matrix units take."""
-    return max(16, triton.next_power_of_2(size))
-
-
 def _batch_strides(*tensors: torch.Tensor | None) -> list[int]:
     """Elements from one row of the batch to the next; 0 where all share one."""
     return [0 if x is None or x.shape[0] == 1 else x.stride(0) for x in tensors]
-
-
-def _sources(tensors: tuple, rows: tuple[int, ...], tiles: Tiles) -> tuple[list, list[int], bool]:
-    """Tensors as the kernels read them tile by tile: descriptors for the copy engine if all can be, else pointers.
-
-    Args:
-        rows: of a tile of each.
-
-    Returns:
-        Sources, three numbers of addressing for each (see `load_tile`), and whether they are descriptors.
-    """
-    if tiles.descriptors:
-        described = [_describe(x, count) for x, count in zip(tensors, rows, strict=True)]
-        if None not in described:
-            return [source for source, _ in described], [n for _, address in described for n in address], True
-    return list(tensors), [n for x in tensors for n in x.stride()[:3]], False
-
-
-def _describe(x: torch.Tensor, rows: int):
-    """A descriptor of x (B, heads, L, D) as a matrix, and its addressing; None where it is no matrix of whole tiles."""
-    B, heads, L, D = x.shape
-    per_batch, per_head, step, _ = x.stride()
-    aligned = x.data_ptr() % 16 == 0 and step * x.element_size() % 16 == 0
-    if not aligned or L % rows or _block(D) != D or x.element_size() != 2:
-        return None
-    if step == D and (per_head == L * D or heads == 1) and (per_batch == heads * L * D or B == 1):
-        shape, address = [B * heads * L, D], (heads * L, L, 0)
-    elif (per_batch == L * step or B == 1) and (heads - 1) * per_head + D <= step:
-        shape, address = [B * L, (heads - 1) * per_head + D], (L, 0, per_head)
-    else:
-        return None
-    from triton.tools.tensor_descriptor import TensorDescriptor
-
-    return TensorDescriptor(x, shape, [step, 1], [rows, D]), address
 
 
 def _queries_of_key_tiles(starts, stops, num_tiles: int, keys: int) -> tuple[torch.Tensor, torch.Tensor]:

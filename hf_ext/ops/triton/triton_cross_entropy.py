@@ -49,7 +49,10 @@ def cross_entropy_kernel(
     row_maximum = tl.max(maximum, 0)
     row_total = tl.sum(total * tl.exp(maximum - row_maximum), 0)
     log_z = row_maximum + tl.log(row_total)
-    chosen = tl.load(logits + label).to(tl.float32)
+    # a label outside the vocabulary makes the loss NaN: the number beside the row must not become a loss
+    known = (label >= 0) & (label < vocab_size)
+    chosen = tl.load(logits + label, mask=known, other=0.0).to(tl.float32)
+    chosen = tl.where(known, chosen, float("nan"))
     if SOFTCAP:
         chosen = softcap * (2.0 * tl.sigmoid(chosen * (2.0 / softcap)) - 1.0)
     mean = tl.sum(plain_sum, 0) / vocab_size
@@ -57,6 +60,7 @@ def cross_entropy_kernel(
     tl.store(losses + row, loss)
 
     if GRADIENT:
+        tl.debug_barrier()  # every thread has read the label's logit before one writes over it
         factor = 1.0 + 2.0 * z_loss_weight * log_z
         for first in range(0, vocab_size, COLUMNS):
             columns = first + tl.arange(0, COLUMNS)
@@ -84,23 +88,32 @@ def cross_entropy_of_chunk(
     """Each row's loss, fp32 (C,). With `wants_gradient` d(loss)/d(logits) is written over the logits.
 
     Args:
-        logits: (C, V), rows contiguous; fp32, fp16 or bf16. labels: (C,) int64, each in the vocabulary.
+        logits: (C, V), rows contiguous; fp32, fp16 or bf16. labels: (C,) integer; one outside the vocabulary makes its loss
+            NaN.
+
+    Raises:
+        ValueError: shapes or strides that the kernel doesn't take.
     """
     C, V = logits.shape
+    if labels.shape != (C,):
+        raise ValueError(f"labels: shape {tuple(labels.shape)} must be ({C},), one a row of the logits")
+    if logits.stride(1) != 1:
+        raise ValueError(f"logits: strides {logits.stride()}, rows must be contiguous: they are written over")
     losses = torch.empty(C, dtype=torch.float32, device=logits.device)
     if C:
-        cross_entropy_kernel[(C,)](
-            logits,
-            labels,
-            losses,
-            logits.stride(0),
-            V,
-            label_smoothing,
-            z_loss_weight,
-            1.0 if softcap is None else softcap,
-            SOFTCAP=softcap is not None,
-            GRADIENT=wants_gradient,
-            COLUMNS=min(COLUMNS, triton.next_power_of_2(V)),
-            num_warps=8,
-        )
+        with torch.cuda.device_of(logits):  # where Triton launches
+            cross_entropy_kernel[(C,)](
+                logits,
+                labels.contiguous(),
+                losses,
+                logits.stride(0),
+                V,
+                float(label_smoothing),
+                float(z_loss_weight),
+                1.0 if softcap is None else float(softcap),
+                SOFTCAP=softcap is not None,
+                GRADIENT=wants_gradient,
+                COLUMNS=min(COLUMNS, triton.next_power_of_2(V)),
+                num_warps=8,
+            )
     return losses

@@ -84,8 +84,13 @@ def triton_gated(activation: str, gate: torch.Tensor, up: torch.Tensor) -> torch
 
     Args:
         activation: one of `ACTIVATIONS`. gate, up: (..., I) of one dtype; halves of one matrix are read where they lie.
+
+    Raises:
+        ValueError: gate and up differ in shape.
     """
     shape = gate.shape
+    if up.shape != shape:
+        raise ValueError(f"up: shape {tuple(up.shape)} must be that of gate, {tuple(shape)}")
     gate, up = (_rows(x) for x in (gate, up))
     return _TritonGated.apply(ACTIVATIONS.index(activation), gate, up).view(shape)
 
@@ -105,10 +110,11 @@ class _TritonGated(torch.autograd.Function):
         if output.numel():
             N, columns = gate.shape
             block = min(ELEMENTS, triton.next_power_of_2(columns))
-            gated_kernel[(N, triton.cdiv(columns, block))](
-                gate, up, output, gate.stride(0), up.stride(0), output.stride(0), columns,
-                ACTIVATION=activation, COLUMNS=block,
-            )  # fmt: skip
+            with torch.cuda.device_of(gate):  # where Triton launches
+                gated_kernel[(N, triton.cdiv(columns, block))](
+                    gate, up, output, gate.stride(0), up.stride(0), output.stride(0), columns,
+                    ACTIVATION=activation, COLUMNS=block,
+                )  # fmt: skip
         return output
 
     @staticmethod
@@ -120,8 +126,9 @@ class _TritonGated(torch.autograd.Function):
         if grad.numel():
             N, columns = gate.shape
             block = min(ELEMENTS, triton.next_power_of_2(columns))
-            gated_gradient_kernel[(N, triton.cdiv(columns, block))](
-                gate, up, grad, gate_grad, up_grad, gate.stride(0), up.stride(0), grad.stride(0), gate_grad.stride(0),
-                up_grad.stride(0), columns, ACTIVATION=ctx.activation, COLUMNS=block,
-            )  # fmt: skip
+            with torch.cuda.device_of(gate):
+                gated_gradient_kernel[(N, triton.cdiv(columns, block))](
+                    gate, up, grad, gate_grad, up_grad, gate.stride(0), up.stride(0), grad.stride(0), gate_grad.stride(0),
+                    up_grad.stride(0), columns, ACTIVATION=ctx.activation, COLUMNS=block,
+                )  # fmt: skip
         return None, gate_grad, up_grad

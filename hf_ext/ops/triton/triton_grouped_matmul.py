@@ -65,7 +65,7 @@ def grouped_product_kernel(
                 other=0.0,
             )
             b = tl.load(
-                matrix + inner[:, None] * weight_in + columns[None, :] * weight_out,
+                matrix + inner.to(tl.int64)[:, None] * weight_in + columns.to(tl.int64)[None, :] * weight_out,
                 mask=there[:, None] & in_columns[None, :],
                 other=0.0,
             )
@@ -115,7 +115,7 @@ def grouped_outer_kernel(
         accumulator = added_product(a, b, accumulator, PRECISION, UPCAST)
     target = weight_grad + group.to(tl.int64) * columns_out * columns_in
     tl.store(
-        target + outs[:, None] * columns_in + ins[None, :],
+        target + outs.to(tl.int64)[:, None] * columns_in + ins[None, :],
         accumulator.to(weight_grad.dtype.element_ty),
         mask=in_out[:, None] & in_in[None, :],
     )
@@ -128,27 +128,30 @@ def grouped_product(x: torch.Tensor, weight: torch.Tensor, offsets: torch.Tensor
         x: (M, columns in), fp32, fp16 or bf16. weight: (G, columns in, columns out), of any strides. offsets: (G,) integer,
             row after each group's last one.
     """
-    x = x if x.stride(-1) == 1 else x.contiguous()
+    x, offsets = x if x.stride(-1) == 1 else x.contiguous(), offsets.contiguous()
     M, (G, columns_in, columns_out) = x.shape[0], weight.shape
     output = torch.zeros(M, columns_out, dtype=x.dtype, device=x.device)
     if M and columns_out:
-        grouped_product_kernel[(triton.cdiv(M, ROWS) + G, triton.cdiv(columns_out, COLUMNS))](
-            x, weight, offsets, output, x.stride(0), *weight.stride(), G, columns_in, columns_out,
-            ROWS=ROWS, COLUMNS=COLUMNS, DEPTH=DEPTH, **_precision(x), num_warps=4, num_stages=3,
-        )  # fmt: skip
+        with torch.cuda.device_of(x):  # where Triton launches
+            grouped_product_kernel[(triton.cdiv(M, ROWS) + G, triton.cdiv(columns_out, COLUMNS))](
+                x, weight, offsets, output, x.stride(0), *weight.stride(), G, columns_in, columns_out,
+                ROWS=ROWS, COLUMNS=COLUMNS, DEPTH=DEPTH, **_precision(x), num_warps=4, num_stages=3,
+            )  # fmt: skip
     return output
 
 
 def grouped_outer_product(grad: torch.Tensor, x: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
     """(G, N, K): grad (M, N) transposed times x (M, K), of each group's rows alone."""
     grad, x = (t if t.stride(-1) == 1 else t.contiguous() for t in (grad, x))
+    offsets = offsets.contiguous()
     G, N, K = offsets.shape[0], grad.shape[1], x.shape[1]
     weight_grad = torch.empty(G, N, K, dtype=x.dtype, device=x.device)
     if weight_grad.numel():
-        grouped_outer_kernel[(G, triton.cdiv(N, ROWS), triton.cdiv(K, COLUMNS))](
-            grad, x, offsets, weight_grad, grad.stride(0), x.stride(0), N, K,
-            ROWS=DEPTH, OUT=ROWS, IN=COLUMNS, **_precision(x), num_warps=4, num_stages=3,
-        )  # fmt: skip
+        with torch.cuda.device_of(x):
+            grouped_outer_kernel[(G, triton.cdiv(N, ROWS), triton.cdiv(K, COLUMNS))](
+                grad, x, offsets, weight_grad, grad.stride(0), x.stride(0), N, K,
+                ROWS=DEPTH, OUT=ROWS, IN=COLUMNS, **_precision(x), num_warps=4, num_stages=3,
+            )  # fmt: skip
     return weight_grad
 
 

@@ -144,6 +144,12 @@ def triton_layer_norm(
 def _norm(x, residual, weight, bias, eps, offset, centered):
     if x.shape[-1] > LARGEST_ROW:
         raise ValueError(f"x: rows of {x.shape[-1]}, the Triton norms take up to {LARGEST_ROW}; use the layers' own")
+    if residual is not None and residual.shape != x.shape:
+        raise ValueError(f"residual: shape {tuple(residual.shape)} must be that of x, {tuple(x.shape)}")
+    for name, parameter in (("weight", weight), ("bias", bias)):
+        if parameter is not None and parameter.shape != x.shape[-1:]:
+            raise ValueError(f"{name}: shape {tuple(parameter.shape)} must be ({x.shape[-1]},), a number a column of x")
+    weight, bias = weight.contiguous(), None if bias is None else bias.contiguous()
     rows = [None if t is None else t.reshape(-1, t.shape[-1]) for t in (x, residual)]
     rows = [t if t is None or t.stride(-1) == 1 else t.contiguous() for t in rows]
     output, total = _TritonNorm.apply(*rows, weight, bias, eps, offset, centered)
@@ -161,11 +167,12 @@ class _TritonNorm(torch.autograd.Function):
         ctx.D = triton.next_power_of_2(d)
         ctx.warps = max(1, min(16, ctx.D // 256))
         if N:
-            norm_kernel[(N,)](
-                x, residual, weight, bias, output, total, means, scales,
-                x.stride(0), 0 if residual is None else residual.stride(0), d, eps, offset,
-                CENTERED=centered, RESIDUAL=residual is not None, BIAS=bias is not None, D=ctx.D, num_warps=ctx.warps,
-            )  # fmt: skip
+            with torch.cuda.device_of(x):  # where Triton launches
+                norm_kernel[(N,)](
+                    x, residual, weight, bias, output, total, means, scales,
+                    x.stride(0), 0 if residual is None else residual.stride(0), d, eps, offset,
+                    CENTERED=centered, RESIDUAL=residual is not None, BIAS=bias is not None, D=ctx.D, num_warps=ctx.warps,
+                )  # fmt: skip
         ctx.save_for_backward(total, weight, bias, means, scales)
         ctx.offset, ctx.centered, ctx.adds = offset, centered, residual is not None
         if not ctx.adds:
@@ -182,11 +189,12 @@ class _TritonNorm(torch.autograd.Function):
         weight_parts = torch.zeros(programs, d, dtype=torch.float32, device=total.device)
         bias_parts = None if bias is None else torch.zeros_like(weight_parts)
         if N:
-            norm_gradient_kernel[(programs,)](
-                total, grad.contiguous(), total_grad.contiguous() if ctx.adds else None, weight, means, scales,
-                x_grad, weight_parts, bias_parts, total.stride(0), N, d, ctx.offset,
-                CENTERED=ctx.centered, RESIDUAL=ctx.adds, BIAS=bias is not None, D=ctx.D, num_warps=ctx.warps,
-            )  # fmt: skip
+            with torch.cuda.device_of(total):
+                norm_gradient_kernel[(programs,)](
+                    total, grad.contiguous(), total_grad.contiguous() if ctx.adds else None, weight, means, scales,
+                    x_grad, weight_parts, bias_parts, total.stride(0), N, d, ctx.offset,
+                    CENTERED=ctx.centered, RESIDUAL=ctx.adds, BIAS=bias is not None, D=ctx.D, num_warps=ctx.warps,
+                )  # fmt: skip
         bias_grad = None if bias is None else bias_parts.sum(dim=0).to(bias.dtype)
         weight_grad = weight_parts.sum(dim=0).to(weight.dtype)
         return x_grad, x_grad if ctx.adds else None, weight_grad, bias_grad, None, None, None

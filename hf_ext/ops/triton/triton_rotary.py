@@ -9,6 +9,7 @@ A program takes one token with all its heads, so that its cos and sin are read o
 import torch
 import triton
 import triton.language as tl
+from torch.autograd.function import once_differentiable
 
 
 @triton.jit
@@ -38,7 +39,7 @@ def _turn_heads(
     BACKWARD: tl.constexpr,
     COPIES_REST: tl.constexpr,
 ):
-    heads = tl.arange(0, HEADS)
+    heads = tl.arange(0, HEADS).to(tl.int64)  # a head may be 2^31 numbers away
     there = heads < num_heads
     source += batch.to(tl.int64) * s_batch + token.to(tl.int64) * s_step
     target += batch.to(tl.int64) * t_batch + token.to(tl.int64) * t_step
@@ -140,8 +141,16 @@ def triton_rotary(
 
     Returns:
         Both in their dtypes, laid out in memory as they were.
+
+    Raises:
+        ValueError: shapes that don't go together.
     """
-    cos, sin = cos.contiguous(), sin.contiguous()
+    B, _, T, D = query.shape
+    if (key.shape[0], *key.shape[2:]) != (B, T, D):
+        raise ValueError(f"key: shape {tuple(key.shape)} must be that of query but for the heads, {tuple(query.shape)}")
+    if cos.shape != sin.shape or cos.ndim != 3 or cos.shape[0] not in (1, B) or cos.shape[1] not in (1, T):
+        raise ValueError(f"cos: shape {tuple(cos.shape)}, sin: {tuple(sin.shape)}, both must be ({B} or 1, {T}, R)")
+    cos, sin = (x.expand(-1, T, -1).contiguous() for x in (cos, sin))
     if in_place and query.stride(-1) == key.stride(-1) == 1:
         _rotate(query, key, query, key, cos, sin, interleaved, backward=False)
         return query, key
@@ -163,6 +172,7 @@ class _TritonRotary(torch.autograd.Function):
         ctx.save_for_backward(cos, sin)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, query_grad, key_grad):
         query_grad, key_grad = _with_dims_together(query_grad, key_grad)
         turned = torch.empty_like(query_grad), torch.empty_like(key_grad)
@@ -178,25 +188,26 @@ def _with_dims_together(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
 def _rotate(query, key, query_out, key_out, cos, sin, interleaved: bool, *, backward: bool) -> None:
     B, H, T, D = query.shape
     K, R = key.shape[1], cos.shape[-1]
-    rotary_kernel[(B * T,)](
-        query,
-        key,
-        query_out,
-        key_out,
-        cos,
-        sin,
-        *(n for x in (query, key, query_out, key_out) for n in x.stride()[:3]),
-        0 if cos.shape[0] == 1 else T * R,
-        T,
-        H,
-        K,
-        HEADS=triton.next_power_of_2(H),
-        KV_HEADS=triton.next_power_of_2(K),
-        R=R,
-        PAIRS=triton.next_power_of_2(R // 2),
-        D=D,
-        REST=triton.next_power_of_2(max(1, D - R)),
-        INTERLEAVED=interleaved,
-        BACKWARD=backward,
-        COPIES_REST=D > R and query_out.data_ptr() != query.data_ptr(),
-    )
+    with torch.cuda.device_of(query):  # where Triton launches
+        rotary_kernel[(B * T,)](
+            query,
+            key,
+            query_out,
+            key_out,
+            cos,
+            sin,
+            *(n for x in (query, key, query_out, key_out) for n in x.stride()[:3]),
+            0 if cos.shape[0] == 1 else T * R,
+            T,
+            H,
+            K,
+            HEADS=triton.next_power_of_2(H),
+            KV_HEADS=triton.next_power_of_2(K),
+            R=R,
+            PAIRS=triton.next_power_of_2(R // 2),
+            D=D,
+            REST=triton.next_power_of_2(max(1, D - R)),
+            INTERLEAVED=interleaved,
+            BACKWARD=backward,
+            COPIES_REST=D > R and query_out.data_ptr() != query.data_ptr(),
+        )

@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+import triton
 from models.decoder_grid import VARIANTS, make_model, tokens
 from models.grid import ALL_FAMILIES
 from ops.triton.attention_cases import DEVICE
+from transformers import AutoModelForCausalLM
 
 from hf_ext.models.attention_report import attention_report
 from hf_ext.ops.backends import BACKENDS, triton_attention_forward, triton_mask, triton_missing
@@ -39,7 +41,9 @@ def padded_batch(side: str) -> dict[str, torch.Tensor]:
     return {"input_ids": ids, "attention_mask": mask}
 
 
-@pytest.mark.parametrize("name", DECODERS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.full if i % 2 == 0 else []) for i, name in enumerate(DECODERS)]
+)
 def test_decoders_forward_and_backward(name):
     results = []
     for model in both(**VARIANTS[name]):
@@ -54,7 +58,9 @@ def test_decoders_forward_and_backward(name):
         torch.testing.assert_close(got, expected, **GRADIENT)
 
 
-@pytest.mark.parametrize(("family", "head"), [("encoder", "text"), ("encoder-decoder", "text")])
+@pytest.mark.parametrize(
+    ("family", "head"), [pytest.param("encoder", "text", marks=pytest.mark.full), ("encoder-decoder", "text")]
+)
 def test_both_directions_and_cross_attention(family, head):
     results = []
     for model in both(family, head):
@@ -74,7 +80,7 @@ def test_packed_documents():
     torch.testing.assert_close(results[1], results[0], **LOGITS)
 
 
-@pytest.mark.parametrize("cache", [None, "static"])
+@pytest.mark.parametrize("cache", [pytest.param(None, marks=pytest.mark.full), "static"])
 def test_generated_tokens_are_the_same(cache):
     generated = []
     for model in both(num_key_value_heads=2):
@@ -131,7 +137,12 @@ def test_without_a_gpu_it_says_why(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "name", ["llama", "sandwich, GeGLU, QK-norm by projection, softcap, tied", "mixture of experts"]
+    "name",
+    [
+        pytest.param("llama", marks=pytest.mark.full),
+        pytest.param("sandwich, GeGLU, QK-norm by projection, softcap, tied", marks=pytest.mark.full),
+        "mixture of experts",
+    ],
 )
 def test_models_give_the_same_by_triton_and_by_torch(name):
     """Norms, rotary, gated activations, experts and the loss."""
@@ -148,14 +159,59 @@ def test_models_give_the_same_by_triton_and_by_torch(name):
         torch.testing.assert_close(got, expected, **GRADIENT)
 
 
-def test_kernels_are_chosen_by_name():
+def test_kernels_are_chosen_by_name(monkeypatch):
+    """Nothing but a name takes them: they have not been measured on a GPU."""
     x = torch.zeros(2, 3, device=DEVICE)
+    monkeypatch.delenv("HF_EXT_KERNELS", raising=False)
+    assert not takes_triton(x)
     with kernels("torch"):
         assert not takes_triton(x)
         with kernels("triton"):
             assert takes_triton(x, None, x)
             assert not takes_triton(x, x.double())
             assert not takes_triton(x.to("meta"))
-    assert takes_triton(x) == (DEVICE == "cuda")
-    with pytest.raises(ValueError, match="HF_EXT_KERNELS='fast': must be one of auto, torch, triton"), kernels("fast"):
-        pass
+    monkeypatch.setenv("HF_EXT_KERNELS", "triton")
+    assert takes_triton(x)
+    for name in ("auto", "fast"):
+        with pytest.raises(ValueError, match=f"HF_EXT_KERNELS='{name}': must be one of torch, triton"), kernels(name):
+            pass
+
+
+def test_models_take_the_torch_twins_unless_told(monkeypatch):
+    """A Triton kernel that is launched fails here: norms, rotary, gated activations, experts and the loss call none."""
+    monkeypatch.delenv("HF_EXT_KERNELS", raising=False)
+    monkeypatch.setattr("triton.runtime.jit.KernelInterface.__getitem__", launched, raising=False)
+    if hasattr(triton.runtime.interpreter.InterpretedFunction, "__getitem__"):
+        monkeypatch.setattr("triton.runtime.interpreter.InterpretedFunction.__getitem__", launched)
+    model = make_model("sdpa", **VARIANTS["mixture of experts"]).to(DEVICE).train()
+    assert model.config._attn_implementation == "sdpa"
+    ids = tokens(B=2, T=9).to(DEVICE)
+    model(ids, labels=ids).loss.backward()
+    with kernels("triton"), pytest.raises(AssertionError, match="a Triton kernel was launched"):
+        model(ids, labels=ids)
+
+
+def launched(*args):
+    raise AssertionError("a Triton kernel was launched")
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="there is a CUDA device")
+def test_kernels_that_were_chosen_and_cannot_run_are_refused(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET")
+    with (
+        kernels("triton"),
+        pytest.raises(ValueError, match="HF_EXT_KERNELS='triton': no CUDA device here; choose torch"),
+    ):
+        takes_triton(torch.zeros(2))
+
+
+@pytest.mark.parametrize("asked", [None, "sdpa", "eager"])
+def test_no_other_name_leads_to_triton_attention(asked):
+    """Neither a default nor what takes the place of an sdpa that can't compute a model."""
+    for options in ({}, VARIANTS["attention sinks, sliding window"]):
+        config = make_model("eager", **options).config
+        config._attn_implementation_internal = None
+        if asked == "sdpa" and options:
+            continue  # refused: sdpa has no sinks
+        model = AutoModelForCausalLM.from_config(config, attn_implementation=asked)
+        assert model.config._attn_implementation != "hfx_triton"

@@ -42,9 +42,23 @@ def doubled(*tensors):
     return [x.detach().double().requires_grad_() for x in tensors]
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), TOLERANCES, ids=str)
-@pytest.mark.parametrize("interleaved", [False, True])
-@pytest.mark.parametrize(("R", "D"), [(12, 12), (8, 20)])
+@pytest.mark.parametrize(
+    ("R", "D", "interleaved", "dtype", "tolerance"),
+    [
+        pytest.param(R, D, interleaved, dtype, tolerance, marks=marks)
+        for R, D, interleaved, (dtype, tolerance), marks in (
+            (12, 12, False, TOLERANCES[0], []),
+            (8, 20, True, TOLERANCES[1], []),
+            *(
+                (*sizes, turn, both, pytest.mark.full)
+                for sizes in ((12, 12), (8, 20))
+                for turn in (0, 1)
+                for both in TOLERANCES
+            ),
+        )
+    ],
+    ids=str,
+)
 def test_rotary(R, D, interleaved, dtype, tolerance):
     B, H, K, T = 2, 3, 1, 7
     query, key = random(B, T, H, D, dtype=dtype), random(B, K, T, D, dtype=dtype)
@@ -136,3 +150,68 @@ def test_grouped_products(stops, dtype, tolerance):
     for got, expected in pairs:
         scale = max(1.0, float(expected.detach().abs().max()))
         torch.testing.assert_close(got.double(), expected, atol=tolerance["atol"] * scale, rtol=tolerance["rtol"])
+
+
+def test_labels_outside_the_vocabulary_give_no_number():
+    """On a GPU nobody looks at the labels first: what lies beside the logits must not become a loss."""
+    logits = random(5, 33).detach()
+    labels = torch.tensor([3, -100, 32, 33, 10**6], device=DEVICE)
+    losses = cross_entropy_of_chunk(logits, labels)
+    assert losses.isnan().tolist() == [False, True, False, True, True]
+
+
+def test_shapes_that_do_not_go_together_are_refused():
+    """A kernel follows addresses: it would read what lies beside."""
+    x = random(2, 3, 8)
+    wide, cos = random(1, 2, 5, 8), torch.ones(1, 5, 8, device=DEVICE)
+    calls = {
+        "up: shape": lambda: triton_gated("silu", x, x[:1]),
+        "weight: shape": lambda: triton_rms_norm(x, random(7)),
+        "bias: shape": lambda: triton_layer_norm(x, random(8), random(1)),
+        "residual: shape": lambda: triton_rms_norm(x, random(8), residual=x[:, :1]),
+        "key: shape": lambda: triton_rotary(wide, wide[:, :, :4], cos, cos),
+        "cos: shape": lambda: triton_rotary(wide, wide, cos[:, :4], cos[:, :4]),
+        "labels: shape": lambda: cross_entropy_of_chunk(x[0].detach(), torch.zeros(2, dtype=torch.long)),
+        "logits: strides": lambda: cross_entropy_of_chunk(x[0].detach().mT, torch.zeros(8, dtype=torch.long)),
+    }
+    for match, call in calls.items():
+        with pytest.raises(ValueError, match=match):
+            call()
+
+
+def test_parameters_and_offsets_of_any_stride():
+    """Every second number of a vector, as views have them."""
+    x, long = random(4, 8), random(16)
+    torch.testing.assert_close(triton_rms_norm(x, long[::2]), triton_rms_norm(x, long[::2].contiguous()))
+    weight, offsets = random(2, 8, 5), torch.tensor([1, 0, 4, 0], device=DEVICE)[::2]
+    got = grouped_product(x, weight, offsets), grouped_outer_product(x, x, offsets)
+    expected = grouped_product(x, weight, offsets.clone()), grouped_outer_product(x, x, offsets.clone())
+    assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+
+
+def test_nothing_at_all():
+    """No rows, no tokens."""
+    x, heads, cos = random(0, 8), random(1, 2, 0, 8), torch.ones(1, 0, 8, device=DEVICE)
+    losses = cross_entropy_of_chunk(x.detach(), torch.zeros(0, dtype=torch.long, device=DEVICE))
+    outputs = [triton_rms_norm(x, random(8)), triton_gated("silu", x, x), *triton_rotary(heads, heads, cos, cos)]
+    grads = torch.autograd.grad(sum(y.sum() for y in outputs), (x, heads))
+    assert losses.shape == (0,)
+    assert [g.shape for g in grads] == [x.shape, heads.shape]
+    product = grouped_product(x.detach(), random(2, 8, 5), torch.zeros(2, dtype=torch.long, device=DEVICE))
+    assert product.shape == (0, 5)
+
+
+def test_one_angle_for_all_tokens():
+    query = random(1, 2, 5, 8)
+    cos, sin = torch.full((1, 1, 8), 0.6, device=DEVICE), torch.full((1, 1, 8), 0.8, device=DEVICE)
+    for got, expected in zip(triton_rotary(query, query, cos, sin), apply_rotary(query, query, cos, sin), strict=True):
+        torch.testing.assert_close(got, expected)
+
+
+def test_a_second_derivative_is_refused():
+    """Autograd can't look into a kernel; a gradient that lacks a part would be wrong without a word."""
+    query, cos = random(1, 2, 5, 8), torch.ones(1, 5, 8, device=DEVICE)
+    turned = triton_rotary(query, query, cos, cos)[0]
+    grad = torch.autograd.grad(turned.square().sum(), query, create_graph=True)[0]
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        grad.sum().backward()
