@@ -6,6 +6,7 @@ Inputs are fp32, fp16 or bf16, all sums are fp32. Products of fp32 are three of 
 accuracy to a few ulp. Nothing of size T * S is kept, no two programs add to one number: the same bits in every run.
 """
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -110,7 +111,7 @@ def triton_attention(
     slopes, sinks = (None if x is None else x.contiguous() for x in (None if bias is None else bias.weight, sinks))
     tensors = (query, key, value, slopes, sinks, starts, stops, *positions)
     wants_gradient = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
-    with torch.cuda.device_of(query):  # where Triton launches
+    with torch.cuda.device(query.device) if query.is_cuda else nullcontext():  # where Triton launches
         if not wants_gradient and query.shape[2] * (query.shape[1] // key.shape[1]) <= MAX_ROWS:
             return _decode(*tensors, options, splits)
         return _TritonAttention.apply(*tensors, options)[0]
