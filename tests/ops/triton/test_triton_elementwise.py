@@ -7,6 +7,8 @@ from ops.triton.attention_cases import DEVICE
 from hf_ext.layers.feed_forward import ACTIVATIONS as TWINS
 from hf_ext.layers.norms import LayerNorm, RMSNorm, UnitOffsetRMSNorm
 from hf_ext.ops.cross_entropy import cross_entropy
+from hf_ext.ops.grouped_matmul import grouped_matmul
+from hf_ext.ops.kernel_choice import kernels
 from hf_ext.ops.rotary import apply_rotary, rotary_cos_sin
 from hf_ext.ops.triton.triton_cross_entropy import cross_entropy_of_chunk
 from hf_ext.ops.triton.triton_gated import ACTIVATIONS, triton_gated
@@ -150,6 +152,20 @@ def test_grouped_products(stops, dtype, tolerance):
     for got, expected in pairs:
         scale = max(1.0, float(expected.detach().abs().max()))
         torch.testing.assert_close(got.double(), expected, atol=tolerance["atol"] * scale, rtol=tolerance["rtol"])
+
+
+@pytest.mark.parametrize(("K", "N"), [(64, 32), (52, 44)], ids=["rows of 128 bytes", "rows of 104 bytes"])
+def test_grouped_products_by_name(K, N):
+    """Through the operator, forward and backward, bf16: the numbers of its loop."""
+    x, weight = random(9, K, dtype=torch.bfloat16), random(3, N, K, dtype=torch.bfloat16)
+    offsets, results = torch.tensor([4, 4, 9], device=DEVICE), []
+    for choice in ("torch", "triton"):
+        with kernels(choice):
+            got = grouped_matmul(x, weight, offsets)
+            results.append((got, *torch.autograd.grad(got.float().square().sum(), (x, weight))))
+    for a, b in zip(*results, strict=True):
+        scale = max(1.0, float(b.detach().abs().max()))
+        torch.testing.assert_close(a.double(), b.double(), atol=BF16["atol"] * scale, rtol=BF16["rtol"])
 
 
 def test_labels_outside_the_vocabulary_give_no_number():
