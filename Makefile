@@ -41,6 +41,7 @@ bench: setup  ## tables and plots of what costs what, into outputs/benchmarks
 	$(BIN)/python tests/benchmarks/decoding.py
 	$(BIN)/python tests/benchmarks/padding_free.py
 	$(BIN)/python tests/benchmarks/encoder_decoder.py
+	$(BIN)/python tests/benchmarks/gpu.py
 
 lint: setup  ## style
 	$(BIN)/ruff check .

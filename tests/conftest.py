@@ -11,6 +11,13 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import torch
+
+
+if (
+    not torch.cuda.is_available()
+):  # Triton's kernels then run as Python; it asks when it is imported, and others import it
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 from transformers import testing_utils
 
 

@@ -8,6 +8,7 @@ from torch import nn
 
 from hf_ext.layers.dropout import Dropout
 from hf_ext.layers.linear import Linear
+from hf_ext.ops.kernel_choice import takes_triton
 from hf_ext.ops.recomputed import recomputed
 
 
@@ -27,6 +28,9 @@ ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "silu": nn.functional.silu,
     "tanh": torch.tanh,
 }
+# those of which the gated form is a Triton kernel
+IN_TRITON = {ACTIVATIONS[name]: name for name in ("silu", "gelu", "gelu_pytorch_tanh", "relu")}
+IN_TRITON[ACTIVATIONS["gelu_new"]] = "gelu_pytorch_tanh"
 
 
 class FeedForward(nn.Module):
@@ -92,6 +96,10 @@ class GatedFeedForward(nn.Module):
 
 def gated(activation: Callable[[torch.Tensor], torch.Tensor], gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
     """activation(gate) * up; for the backward pass gate and up alone are kept."""
+    if takes_triton(gate, up) and activation in IN_TRITON:
+        from hf_ext.ops.triton.triton_gated import triton_gated
+
+        return triton_gated(IN_TRITON[activation], gate, up)
 
     def product(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
         activated = activation(gate)

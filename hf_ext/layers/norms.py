@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 
+from hf_ext.ops.kernel_choice import takes_triton
 from hf_ext.ops.recomputed import recomputed
 
 
@@ -33,6 +34,10 @@ class RMSNorm(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """(..., dim) -> (..., dim)."""
+        if takes_triton(hidden_states, self.weight):
+            from hf_ext.ops.triton.triton_norms import triton_rms_norm
+
+            return triton_rms_norm(hidden_states, self.weight, eps=self.eps)
         return recomputed(self._normalize, hidden_states, self.weight)
 
     def _normalize(self, hidden_states: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -58,6 +63,10 @@ class UnitOffsetRMSNorm(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """(..., dim) -> (..., dim)."""
+        if takes_triton(hidden_states, self.weight):
+            from hf_ext.ops.triton.triton_norms import triton_rms_norm
+
+            return triton_rms_norm(hidden_states, self.weight, eps=self.eps, unit_offset=True)
         return recomputed(self._normalize, hidden_states, self.weight)
 
     def _normalize(self, hidden_states: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

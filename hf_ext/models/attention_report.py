@@ -18,6 +18,7 @@ from transformers.utils import import_utils
 
 from hf_ext.models.pretrained_model import asked_options
 from hf_ext.ops.attention_support import SINKS, WITHOUT_DROPOUT, plain_name, refusal
+from hf_ext.ops.backends import BACKENDS
 from hf_ext.ops.flash_attention import KEY_TILE, QUERY_TILE
 from hf_ext.ops.flex_attention import too_narrow
 
@@ -109,6 +110,7 @@ def attention_report(model: PreTrainedModel, *, num_tokens: int | None = None, p
         "eager",
         "sdpa",
         "hfx_tiled",
+        "hfx_triton",
         "flex_attention",
         *(f"flash_attention_{n}" for n in (2, 3, 4)),
         "paged|eager",
@@ -167,7 +169,7 @@ def _describe_call(model, name, module, config, implementation, num_tokens, padd
         "chunked_attention": getattr(config, "attention_chunk_size", None),
     }.get(layer_type)
     # our tiles take a window as a rule whatever the length, transformers leaves out one that hides nothing
-    if window is not None and (num_tokens >= window or implementation == "hfx_tiled"):
+    if window is not None and (num_tokens >= window or implementation in BACKENDS):
         masks.append(f"window of {window}")
     bias = None if is_cross else getattr(model.base_model, "position_bias", None) or _bias_of_t5(model)
     with_gradients = torch.is_grad_enabled()
@@ -226,6 +228,9 @@ def _what_runs(implementation: str, call: _Call, module, is_compiled: bool) -> t
             return "one tile of the whole row, own backward", "torch.compile can't unroll a loop over a symbolic length"
         tiles = f"tiles of {QUERY_TILE} x {KEY_TILE}, own backward"
         return tiles, masked if call.mask is None else f"mask as a rule: {call.mask}"
+    if name == "hfx_triton":
+        kernels = "our Triton kernels, forward and backward"
+        return kernels, masked if call.mask is None else f"mask as an interval of keys for each query: {call.mask}"
     if name == "flex_attention":
         where = "uncompiled, forward only" if call.device.type == "cpu" else "compiled, forward and backward"
         return f"torch's flex_attention, {where}", masked
@@ -312,12 +317,16 @@ def _reason_against(model: PreTrainedModel, implementation: str, calls: list[_Ca
     for word, flag in (("flash", "_supports_flash_attn"), ("sdpa", "_supports_sdpa"), ("flex", "_supports_flex_attn")):
         if word in name and not getattr(model, flag, False):
             return f"{type(model).__name__} is not made for it ({flag}=False)"
-    if name == "hfx_tiled" and _bias_of_t5(model) is not None:
+    if name in BACKENDS and _bias_of_t5(model) is not None:
         return "takes a score bias as a rule, and this model gives a matrix"
     if name == "paged|eager":
         return "needs the paged cache of continuous batching; generate_batch takes it by itself"
     if "flash" in name:
         reason = _flash_missing(name, call)
+    elif name == "hfx_triton":
+        reason = BACKENDS[name].missing()
+        if reason is None and torch.cuda.is_available() and call.device.type != "cuda":
+            reason = f"the model is on {call.device}; move it to the CUDA device"
     elif name == "flex_attention" and call.device.type == "cpu":
         if SINKS in asked:
             reason = f"on CPU it does not support {asked[SINKS]}"

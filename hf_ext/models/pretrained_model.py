@@ -12,7 +12,8 @@ from hf_ext.layers.mixture_of_experts import Experts, Router
 from hf_ext.layers.norms import UnitOffsetRMSNorm
 from hf_ext.layers.rope import RotaryEmbedding
 from hf_ext.models.attention_checks import check_continuous_batching, check_loaded_attention
-from hf_ext.ops.attention_support import SCORE_BIAS, SINKS, SOFTCAP, refusal
+from hf_ext.ops.attention_support import RELATIVE_BIAS, SCORE_BIAS, SINKS, SOFTCAP, refusal
+from hf_ext.ops.backends import BACKENDS
 
 
 logger = logging.get_logger(__name__)
@@ -31,6 +32,8 @@ def asked_options(config: PretrainedConfig) -> dict[str, str]:
     positions = getattr(config, "position_embedding_type", None)
     if positions in ("alibi", "relative"):
         asked[SCORE_BIAS] = f"position_embedding_type={positions!r}"
+    if positions == "relative":
+        asked[RELATIVE_BIAS] = asked[SCORE_BIAS]
     return asked
 
 
@@ -60,6 +63,9 @@ class HfxPreTrainedModel(PreTrainedModel):
         reason = refusal(attn_implementation, asked_options(self.config)) if attn_implementation else None
         if reason is not None:
             raise ValueError(reason)
+        missing = BACKENDS[attn_implementation].missing() if attn_implementation in BACKENDS else None
+        if missing is not None:
+            raise ValueError(f"attn_implementation={attn_implementation!r}: {missing}; choose sdpa or hfx_tiled")
 
     def get_correct_attn_implementation(self, requested_attention: str | None, is_init_check: bool = False) -> str:
         """As transformers', but what takes the place of an `sdpa` that nobody asked for is `hfx_tiled`, not `eager`."""

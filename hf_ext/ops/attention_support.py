@@ -11,11 +11,13 @@ from collections.abc import Mapping
 SOFTCAP = "softcap"  # scores bounded by c * tanh(scores / c)
 SINKS = "sinks"  # a learnt score for each head that takes weight without giving a value
 SCORE_BIAS = "score bias"  # ALiBi, relative positions
+RELATIVE_BIAS = "relative bias"  # of them those that are looked up in a learnt table
 
 # implementation -> options that it can't compute
 UNSUPPORTED: dict[str, frozenset[str]] = {
     "eager": frozenset(),
     "hfx_tiled": frozenset(),
+    "hfx_triton": frozenset({RELATIVE_BIAS}),
     "sdpa": frozenset({SOFTCAP, SINKS}),
     "flex_attention": frozenset(),
     # transformers drops sinks where the kernel's signature has none, and a bias always
@@ -34,7 +36,7 @@ UNSUPPORTED: dict[str, frozenset[str]] = {
 
 # implementations that have no dropout of the weights; transformers' flash attention leaves it out with a warning
 WITHOUT_DROPOUT = frozenset(
-    {"flex_attention", "flash_attention_3", "flash_attention_4", "paged|eager"}
+    {"hfx_triton", "flex_attention", "flash_attention_3", "flash_attention_4", "paged|eager"}
     | {name for name in UNSUPPORTED if name.endswith(("-attn3", "-attn4"))}
 )
 

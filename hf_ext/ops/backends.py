@@ -11,6 +11,8 @@ import torch
 
 from hf_ext.ops.eager_attention import eager_attention
 from hf_ext.ops.flash_attention import flash_attention
+from hf_ext.ops.kernel_choice import triton_missing
+from hf_ext.ops.key_intervals import KeyIntervals, document_intervals, intervals_of, window_intervals
 from hf_ext.ops.mask_rule import Mask, MaskRule, sliding_window_rule
 from hf_ext.ops.score_bias import ScoreBias
 
@@ -33,12 +35,37 @@ def tiled_attention_forward(module, query, key, value, attention_mask: Mask, **k
     return flash_attention(query, key, value, **options).transpose(1, 2).contiguous(), None
 
 
+def triton_attention_forward(module, query, key, value, attention_mask: Mask | KeyIntervals, **kwargs):
+    """`triton_attention` behind transformers' signature; rows of packed documents may come with `cu_seq_lens_q` and `_k`."""
+    missing = triton_missing()
+    if missing is not None:
+        raise ValueError(f"attn_implementation='hfx_triton': {missing}; choose sdpa or hfx_tiled")
+    from hf_ext.ops.triton.triton_attention import triton_attention
+
+    options = attention_options("hfx_triton", module, query, key, attention_mask, window_rule=_window, **kwargs)
+    if attention_mask is None and kwargs.get("cu_seq_lens_q") is not None:
+        is_causal = kwargs.get("is_causal")
+        options["mask"] = document_intervals(
+            kwargs["cu_seq_lens_q"],
+            kwargs["cu_seq_lens_q" if kwargs.get("cu_seq_lens_k") is None else "cu_seq_lens_k"],
+            query.shape[2],
+            is_causal=getattr(module, "is_causal", True) if is_causal is None else is_causal,
+            window=kwargs.get("sliding_window"),
+        )
+        options["is_causal"] = False
+    return triton_attention(query, key, value, **options).transpose(1, 2).contiguous(), None
+
+
+def _window(batch_size, query_length, key_length, sliding_window, device, *, is_causal: bool) -> KeyIntervals:
+    return window_intervals(query_length, key_length, sliding_window, device, is_causal=is_causal)
+
+
 def attention_options(
     backend: str,
     module,
     query: torch.Tensor,
     key: torch.Tensor,
-    attention_mask: Mask,
+    attention_mask: Mask | KeyIntervals,
     *,
     scaling: float | None = None,
     dropout: float = 0.0,
@@ -47,12 +74,16 @@ def attention_options(
     sliding_window: int | None = None,
     position_bias: torch.Tensor | ScoreBias | None = None,
     s_aux: torch.Tensor | None = None,
+    window_rule: Callable = sliding_window_rule,
     **kwargs,
 ) -> dict:
     """What transformers passes to an attention call, as `eager_attention` and `flash_attention` take it.
 
     Without a mask, causality and window are the module's own; a single query is the newest token and sees every key that
     the cache has kept.
+
+    Args:
+        window_rule: makes the mask of a window, with the arguments of `sliding_window_rule`.
 
     Raises:
         ValueError: an option that changes the scores and that `backend` would ignore.
@@ -66,7 +97,7 @@ def attention_options(
     is_causal = is_causal and attention_mask is None and not newest_alone
     if windowed and not newest_alone:
         B, T, S = query.shape[0], query.shape[2], key.shape[2]
-        attention_mask = sliding_window_rule(B, T, S, sliding_window, query.device, is_causal=is_causal)
+        attention_mask = window_rule(B, T, S, sliding_window, query.device, is_causal=is_causal)
     return {
         "mask": attention_mask,
         "is_causal": is_causal,
@@ -79,7 +110,7 @@ def attention_options(
 
 
 # implementations that take values of another size than queries and keys, in linear memory
-UNEQUAL_HEAD_DIMS = ("eager", "flex_attention", "hfx_tiled")
+UNEQUAL_HEAD_DIMS = ("eager", "flex_attention", "hfx_tiled", "hfx_triton")
 
 
 def with_equal_head_dims(implementation: str, attend: Callable) -> Callable:
@@ -139,6 +170,16 @@ def tiled_mask(
     return MaskRule(rule, batch_size, q_length, kv_length, q_offset, kv_offset, device)
 
 
+def triton_mask(*args, **kwargs) -> KeyIntervals | None:
+    """The mask that `hfx_triton` takes: `tiled_mask`'s, as the interval of keys that each query sees.
+
+    Raises:
+        ValueError: the mask hides keys between others that the same query sees.
+    """
+    rule = tiled_mask(*args, **kwargs)
+    return None if rule is None else intervals_of(rule)
+
+
 @dataclass(frozen=True)
 class Backend:
     """attend: the attention call. mask: transformers' mask function for it. missing: why it can't run here, or None."""
@@ -148,5 +189,8 @@ class Backend:
     missing: Callable[[], str | None] = lambda: None
 
 
-# Names with "flash" in them are taken for the flash-attn package by transformers: hence `hfx_tiled`.
-BACKENDS: dict[str, Backend] = {"hfx_tiled": Backend(tiled_attention_forward, tiled_mask)}
+# Names with "flash" in them are taken for the flash-attn package by transformers: hence `hfx_tiled`, `hfx_triton`.
+BACKENDS: dict[str, Backend] = {
+    "hfx_tiled": Backend(tiled_attention_forward, tiled_mask),
+    "hfx_triton": Backend(triton_attention_forward, triton_mask, triton_missing),
+}

@@ -19,6 +19,7 @@ import torch
 from torch.nn import functional as F
 
 from hf_ext.ops.fake_tensors import has_values
+from hf_ext.ops.kernel_choice import takes_triton
 from hf_ext.ops.matrix_product import add_outer_product, linear, outer_product_bytes
 
 
@@ -173,6 +174,21 @@ def _loss_and_gradients(
             x = hidden_states.index_select(0, row).to(dtype)  # (C, d)
             y = labels[row].unsqueeze(-1)  # (C, 1)
             product = linear(x, matrix, offset)  # (C, V)
+            if takes_triton(product):
+                from hf_ext.ops.triton.triton_cross_entropy import cross_entropy_of_chunk
+
+                losses = cross_entropy_of_chunk(
+                    product,
+                    labels[row],
+                    label_smoothing=label_smoothing,
+                    z_loss_weight=z_loss_weight,
+                    softcap=softcap,
+                    wants_gradient=any(wanted),
+                )
+                loss += losses.sum()
+                if any(wanted):
+                    _add_gradients(product, x, row, matrix, grad_hidden, grad_weight, grad_bias, wanted)
+                continue
             z = product.to(loss.dtype)  # fp32: the same memory
             if softcap is not None:
                 z = z.div_(softcap).tanh_()
@@ -199,14 +215,22 @@ def _loss_and_gradients(
                 dz *= slope
             if wants_bias:
                 grad_bias += dz.sum(dim=0)
-            dz = product.copy_(dz)
-            if wants_hidden:
-                grad_hidden.index_copy_(0, row, linear(dz, matrix.T).to(grad_hidden.dtype))
-            if wants_weight and dz.dtype == grad_weight.dtype:
-                add_outer_product(grad_weight, dz, x)
-            elif wants_weight:
-                grad_weight += dz.T @ x
+            without_bias = (wants_hidden, wants_weight, False)
+            _add_gradients(product.copy_(dz), x, row, matrix, grad_hidden, grad_weight, grad_bias, without_bias)
     return loss, grad_hidden, grad_weight.to(_kept(weight.dtype)), grad_bias
+
+
+def _add_gradients(dz, x, row, matrix, grad_hidden, grad_weight, grad_bias, wanted) -> None:
+    """Adds a chunk's part of each gradient. dz: (C, V). x: (C, d). row: (C,), where the chunk's rows lie."""
+    wants_hidden, wants_weight, wants_bias = wanted
+    if wants_bias:
+        grad_bias += dz.sum(dim=0, dtype=grad_bias.dtype)
+    if wants_hidden:
+        grad_hidden.index_copy_(0, row, linear(dz, matrix.T).to(grad_hidden.dtype))
+    if wants_weight and dz.dtype == grad_weight.dtype:
+        add_outer_product(grad_weight, dz, x)
+    elif wants_weight:
+        grad_weight += dz.T @ x
 
 
 @_loss_and_gradients.register_fake

@@ -8,6 +8,7 @@ graphs whole under `torch.compile` and `torch.export`, and costs M * K * N whate
 
 import torch
 
+from hf_ext.ops.kernel_choice import takes_triton
 from hf_ext.ops.matrix_product import add_outer_product, linear
 
 
@@ -35,6 +36,10 @@ def grouped_matmul(x: torch.Tensor, weight: torch.Tensor, offsets: torch.Tensor)
 def _forward(x: torch.Tensor, weight: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
     if _device_has_kernel(x, weight):
         return torch.nn.functional.grouped_mm(x, weight.mT, offs=offsets.int())
+    if takes_triton(x, weight):
+        from hf_ext.ops.triton.triton_grouped_matmul import grouped_product
+
+        return grouped_product(x, weight.mT, offsets)
     out = x.new_empty(x.shape[0], weight.shape[1])
     with torch.no_grad():
         for group, start, stop in _groups(offsets):
@@ -49,6 +54,10 @@ def _backward(
     if _device_has_kernel(x, weight):
         x_grad = torch.nn.functional.grouped_mm(grad, weight, offs=offsets.int())
         return x_grad, torch.nn.functional.grouped_mm(grad.mT, x, offs=offsets.int())
+    if takes_triton(grad, x, weight):
+        from hf_ext.ops.triton.triton_grouped_matmul import grouped_outer_product, grouped_product
+
+        return grouped_product(grad, weight, offsets), grouped_outer_product(grad, x, offsets)
     x_grad, weight_grad = torch.empty_like(x), torch.zeros_like(weight)
     with torch.no_grad():
         for group, start, stop in _groups(offsets):
@@ -81,7 +90,7 @@ _forward.register_autograd(_differentiate, setup_context=_setup_context)
 
 def _device_has_kernel(x: torch.Tensor, weight: torch.Tensor) -> bool:
     """torch's own grouped product wants bf16, rows of a multiple of 16 bytes and an accelerator; elsewhere it is this file's
-    loop, with a copy."""
+    loop, with a copy, or Triton's kernel where that was chosen."""
     if x.device.type != "cuda" or x.dtype != torch.bfloat16 or torch.cuda.get_device_capability(x.device) < (9, 0):
         return False
     return all(size * x.itemsize % ROW_ALIGNMENT == 0 for size in weight.shape[1:])

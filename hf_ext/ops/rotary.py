@@ -18,6 +18,8 @@ from inspect import signature
 import torch
 from torch.nn.functional import pad
 
+from hf_ext.ops.kernel_choice import takes_triton
+
 
 def default(dim: int, rope_theta: float, device: torch.device | None = None) -> tuple[torch.Tensor, float]:
     """theta_i = rope_theta^(-2i/dim); Su et al. 2021, arXiv 2104.09864, section 3.2.2."""
@@ -278,6 +280,10 @@ def apply_rotary(
     query: torch.Tensor, key: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, interleaved: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`apply_rotary_to` on queries (B, H, T, D) and keys (B, K, T, D) at the same positions."""
+    if not (cos.requires_grad or sin.requires_grad) and takes_triton(query, key):
+        from hf_ext.ops.triton.triton_rotary import triton_rotary
+
+        return triton_rotary(query, key, cos, sin, interleaved)
     return apply_rotary_to(query, cos, sin, interleaved), apply_rotary_to(key, cos, sin, interleaved)
 
 

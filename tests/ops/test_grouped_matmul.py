@@ -1,9 +1,11 @@
 """The grouped product against a product a row."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
-from hf_ext.ops.grouped_matmul import grouped_matmul
+from hf_ext.ops.grouped_matmul import _device_has_kernel, grouped_matmul
 
 
 def rows_and_groups(stops=(0, 3, 3, 8, 13), K=5, N=7, dtype=torch.float64):
@@ -49,6 +51,23 @@ def test_autocast_casts_both():
     got.float().sum().backward()
     assert x.grad.dtype == weight.grad.dtype == torch.float32
     torch.testing.assert_close(got.float(), by_row(x, weight, offsets), atol=0.1, rtol=0.05)
+
+
+def test_which_rows_the_device_s_own_product_takes(monkeypatch):
+    """bf16 whose rows begin at multiples of 16 bytes, on Hopper and later, whichever kernels were chosen."""
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: (9, 0))
+
+    def taken(K, N, dtype=torch.bfloat16, device="cuda") -> bool:
+        x = SimpleNamespace(device=torch.device(device), dtype=dtype, itemsize=dtype.itemsize)
+        return _device_has_kernel(x, torch.empty(3, N, K, dtype=dtype, device="meta"))
+
+    assert taken(64, 32)
+    assert not taken(52, 32)
+    assert not taken(64, 44)
+    assert not taken(64, 32, dtype=torch.float16)
+    assert not taken(64, 32, device="cpu")
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: (8, 9))
+    assert not taken(64, 32)
 
 
 @pytest.mark.gpu
