@@ -40,7 +40,7 @@ import hf_ext.training.weight_average
 from hf_ext.data import pack_documents
 from hf_ext.models import HfxDecoderConfig, HfxDecoderForCausalLM, HfxEncoderConfig, HfxEncoderForMaskedLM
 from hf_ext.objectives import CausalCollator, MaskedCollator
-from hf_ext.tasks.run_folder import find_checkpoint
+from hf_ext.tasks.run_folder import find_checkpoint, is_complete
 from hf_ext.training.arguments import HfxTrainingArguments
 from hf_ext.training.trainer import HfxTrainer
 
@@ -226,7 +226,10 @@ def train(variant, folder, arguments, event, rank):
     checkpoint = find_checkpoint(trainer.args, "auto")
     prepare(trainer, folder, event, rank)
     (folder / f"began{rank}").touch()
-    trainer.train(checkpoint)
+    if is_complete(checkpoint, trainer.args):  # as a recipe does: the stock Trainer would train one step more
+        trainer.load_finished(checkpoint)
+    else:
+        trainer.train(checkpoint)
     trainer.save_model(str(folder / "final"))
     if event.get("kind") == "count" and rank == 0:
         (folder / "operations.json").write_text(json.dumps(trainer.operations.names))
