@@ -44,7 +44,7 @@ class HfxEncoderDecoderForConditionalGeneration(
 
     @classmethod
     def maybe_distribute_model(cls, model, distributed_config, mesh_manager):
-        """As transformers'; under FSDP `generate`, which calls the encoder by itself, gathers the embeddings as `forward` does."""
+        """As transformers'; under FSDP `generate`, which calls the encoder alone, gathers what `forward` does."""
         model = super().maybe_distribute_model(model, distributed_config, mesh_manager)
         if isinstance(model, FSDPModule):
             register_fsdp_forward_method(model, "generate")

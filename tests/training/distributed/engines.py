@@ -123,23 +123,23 @@ def arguments_of(engine: str, option: str, folder: Path, ranks: int) -> HfxTrain
 
 def train(engine: str, option: str, folder: Path, start: Path, ranks: int) -> dict:
     """Losses and norms of the steps, and of the evaluation after them; the weights are in `folder`."""
-    args = arguments_of(engine, option, folder, ranks)
 
-    def trainer() -> RecordingTrainer:
+    def trainer(max_steps: int) -> RecordingTrainer:
+        args = arguments_of(engine, option, folder, ranks)
+        args.max_steps = max_steps
         model = split_model(load_start(start, option), args)
         return RecordingTrainer(model=model, args=args, train_dataset=Texts(), eval_dataset=Texts())
 
-    running = trainer()
+    losses, norms = [], []
     if option == "resume":
-        args.max_steps = 2
+        running = trainer(2)
         running.train()
         losses, norms = running.losses, running.norms
-        args.max_steps = STEPS
-        running = trainer()
-        running.train(resume_from_checkpoint=str(folder / "checkpoint-2"))
-        running.losses, running.norms = losses + running.losses, norms + running.norms
-    else:
-        running.train()
+        del running
+        forget_engine()
+    running = trainer(STEPS)
+    running.train(resume_from_checkpoint=str(folder / "checkpoint-2") if option == "resume" else None)
+    running.losses, running.norms = losses + running.losses, norms + running.norms
     found = {"losses": running.losses, "norms": running.norms, "eval_loss": running.evaluate()["eval_loss"]}
     found["split"] = is_split(running.model)
     found["type"] = type(running.model_wrapped).__name__

@@ -12,9 +12,9 @@ from training.distributed.ranks import run_ranks
 
 
 # fp32 sums in another order, carried through a few steps of Adam
-FP32_LOSS, FP32_WEIGHT = 2e-5, 2e-4
+FP32_LOSS, FP32_WEIGHT = 1e-5, 1e-4
 # bf16 has 8 bits: products, and what DeepSpeed keeps of weights, are rounded to 1 in 256
-BF16_LOSS = 3e-2
+BF16_LOSS = 1e-2
 
 SHORT = ["ddp", "fsdp2", "tp"]
 LONG = [f"{engine} {option}" for engine in SHORT for option in ("bf16", "checkpointing")] + ["ddp resume"]
