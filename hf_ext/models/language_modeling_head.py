@@ -43,8 +43,8 @@ class LanguageModelingHead:
             return None, self.compute_logits(slice_logits_to_keep(hidden_states, logits_to_keep))
         targets = next_token_labels(labels) if shift_labels is None else shift_labels
         targets = targets.to(hidden_states.device)
-        # not the weight's shape: of one that ZeRO has partitioned this process holds nothing here
-        check_labels(targets, self.lm_head.out_features, hidden_states.shape[:-1])
+        # not the weight's shape: an engine may leave this process a part of it, or nothing
+        check_labels(targets, self.config.vocab_size, hidden_states.shape[:-1])
 
         options = {
             "num_items_in_batch": num_items_in_batch,

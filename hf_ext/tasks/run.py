@@ -32,7 +32,7 @@ from hf_ext.tasks.run_folder import (
     whole_training_loss,
 )
 from hf_ext.training.arguments import HfxTrainingArguments
-from hf_ext.training.distributed import check_adapter, is_split, plain_class, split_model, whole_weights
+from hf_ext.training.distributed import check_adapter, is_split, load_whole, plain_class, split_model
 from hf_ext.training.float8 import plain_products
 from hf_ext.training.loss_curve import draw_loss_curve
 from hf_ext.training.recipe import Recipe
@@ -306,9 +306,7 @@ def trained_model(trainer: HfxTrainer) -> PreTrainedModel:
         return plain_products(model).eval()
     if trainer.whole_model is None:
         trainer.accelerator.wait_for_everyone()  # until it is written
-        options = {"attn_implementation": model.config._attn_implementation, "dtype": model.dtype}
-        with whole_weights():
-            trainer.whole_model = plain_class(model).from_pretrained(trainer.args.output_dir, **options)
+        trainer.whole_model = load_whole(model, trainer.args.output_dir)
     return trainer.whole_model.eval()
 
 

@@ -12,7 +12,6 @@ DDP and DeepSpeed's ZeRO wrap the model when training begins. FSDP2 and tensor p
 
 import os
 import shutil
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -23,7 +22,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.distributed import DistributedConfig
-from transformers.integrations import deepspeed as deepspeed_integration
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from transformers.utils import logging
 
 from hf_ext.models.parallel_plans import why_not_split
@@ -153,15 +152,14 @@ def split_model(model: PreTrainedModel, args) -> PreTrainedModel:
     return split.train(model.training)
 
 
-@contextmanager
-def whole_weights():
-    """Within it models are loaded whole, though ZeRO 3 would divide every one that is made while it is configured."""
-    config = deepspeed_integration._hf_deepspeed_config_weak_ref
-    deepspeed_integration.unset_hf_deepspeed_config()
-    try:
-        yield
-    finally:
-        deepspeed_integration._hf_deepspeed_config_weak_ref = config
+def load_whole(model: PreTrainedModel, folder: str) -> PreTrainedModel:
+    """What was saved of a model that is in parts, whole on each process.
+
+    It ends transformers' mode of ZeRO 3, in which every model would be divided, and generate wait for other processes.
+    """
+    unset_hf_deepspeed_config()
+    options = {"attn_implementation": model.config._attn_implementation, "dtype": model.dtype}
+    return plain_class(model).from_pretrained(folder, **options)
 
 
 def parallelism(args) -> ParallelismConfig | None:
@@ -180,8 +178,12 @@ class _Parallelism(ParallelismConfig):
 
 
 def is_split(model: nn.Module) -> bool:
-    """Whether no process has all the weights: FSDP2, tensor parallelism, ZeRO 3."""
-    return any(isinstance(p, DTensor) or hasattr(p, "ds_id") for p in model.parameters())
+    """Whether no process has all the weights: FSDP2, tensor parallelism (DeepSpeed's too), ZeRO 3."""
+    parts_of_deepspeed = ("ds_id", "tensor_model_parallel")
+    return any(
+        isinstance(p, DTensor) or any(getattr(p, mark, False) is not False for mark in parts_of_deepspeed)
+        for p in model.parameters()
+    )
 
 
 def plain_class(model: nn.Module) -> type[nn.Module]:

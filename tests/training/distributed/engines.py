@@ -94,11 +94,15 @@ def arguments_of(engine: str, option: str, folder: Path, ranks: int) -> HfxTrain
     if engine in ("tp", "fsdp2", "tp_fsdp2"):
         tensor = {"tp": ranks, "fsdp2": 1, "tp_fsdp2": 2}[engine]
         sizes = {"tp_size": tensor, "fsdp_size": ranks // tensor, "save_only_model": True}
+    elif engine == "autotp":  # DeepSpeed's tensor parallelism, by the same plan
+        deepspeed = json.loads((RECIPES / "deepspeed" / "zero1.json").read_text())
+        deepspeed["tensor_parallel"] = {"autotp_size": ranks}
+        deepspeed["zero_optimization"]["stage3_gather_16bit_weights_on_model_save"] = True  # whatever the stage
     elif engine.startswith("zero"):
         deepspeed = json.loads((RECIPES / "deepspeed" / f"{engine}.json").read_text())
         if deepspeed["zero_optimization"]["stage"] == 3:  # of so small a model everything would be kept whole
             deepspeed["zero_optimization"]["stage3_param_persistence_threshold"] = 0
-    shares = ranks // sizes.get("tp_size", 1)
+    shares = 1 if engine == "autotp" else ranks // sizes.get("tp_size", 1)
     return HfxTrainingArguments(
         output_dir=str(folder),
         use_cpu=True,

@@ -50,7 +50,7 @@ def compare(folder: Path, names: list[str], ranks: int) -> None:
         if not is_bf16:
             assert here["norms"] == pytest.approx(alone["norms"], rel=1e-4), name
             assert weight < FP32_WEIGHT, name
-        assert here["split"] == name.startswith(("fsdp2", "tp", "zero3")), name
+        assert here["split"] == name.startswith(("fsdp2", "tp", "zero3", "autotp")), name
 
 
 @pytest.mark.heavy

@@ -34,7 +34,7 @@ def test_two_ranks_train_as_one_process(tmp_path):
 
 @pytest.mark.full
 def test_every_stage_with_every_option(tmp_path):
-    compare(tmp_path, [*LONG, "zero3 tied"], ranks=2)
+    compare(tmp_path, [*LONG, "zero3 tied", "autotp"], ranks=2)
     check_checkpoint(tmp_path / "zero3")
 
 
