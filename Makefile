@@ -22,15 +22,21 @@ $(VENV)/.installed: Makefile setup.cfg pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "hf_ext needs Python 3.11 or newer, this is %d.%d; set PYTHON=python3.11" % sys.version_info[:2])'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,peft,kernels,test,lint]'
+	DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[deepspeed]'  # asks for torch
+	@touch $@
+
+# what ZeRO would compile in its first run here, minutes for each process; the tests skip its runs where it is missing
+$(VENV)/.deepspeed_ops: $(VENV)/.installed
+	$(BIN)/python -m hf_ext.training.deepspeed_ops
 	@touch $@
 
 quickstart: setup  ## train a small decoder on Python's own library, into outputs/quickstart
 	$(BIN)/python recipes/pretraining/train.py recipes/pretraining/quickstart.yaml --resume auto
 
-test: setup  ## the tests, short forms
+test: setup $(VENV)/.deepspeed_ops  ## the tests, short forms
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m 'not full' $(ARGS)
 
-test-full: setup  ## the tests, long matrices too
+test-full: setup $(VENV)/.deepspeed_ops  ## the tests, long matrices too
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 bench: setup  ## tables and plots of what costs what, into outputs/benchmarks

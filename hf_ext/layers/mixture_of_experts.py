@@ -115,14 +115,19 @@ class Experts(nn.Module):
 
     def __init__(self, d_model: int, intermediate_size: int, num_experts: int, *, activation: str, gated: bool):
         super().__init__()
+        self.num_experts = num_experts
         self.gated = gated
         self.activation = ACTIVATIONS[activation]
         first = torch.empty(num_experts, (2 if gated else 1) * intermediate_size, d_model).normal_(std=0.02)
         self.register_parameter("gate_up_proj" if gated else "up_proj", nn.Parameter(first))
         self.down_proj = nn.Parameter(torch.empty(num_experts, d_model, intermediate_size).normal_(std=0.02))
 
-    def forward(self, hidden_states: torch.Tensor, weights: torch.Tensor, experts: torch.Tensor) -> torch.Tensor:
-        """(N, d), weights and experts (N, k) -> (N, d): the weighted sum of each token's experts."""
+    def forward(self, hidden_states: torch.Tensor, experts: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        """(N, d), experts and weights (N, k) -> (N, d): the weighted sum of each token's experts.
+
+        The order is that of transformers' experts, whose parallel styles wrap this call; they set num_experts to the number
+        of experts that this process has.
+        """
         top_k = experts.shape[1]
         order = experts.flatten().argsort(stable=True)  # expert by expert, tokens in order within each
         tokens = order // top_k
@@ -187,7 +192,7 @@ class MixtureOfExperts(nn.Module):
         """(B, T, d) -> (B, T, d)."""
         flat = hidden_states.flatten(0, -2)
         _, weights, experts = self.gate(flat)
-        output = self.experts(flat, weights, experts).view_as(hidden_states)
+        output = self.experts(flat, experts, weights).view_as(hidden_states)
         return output if self.shared_experts is None else output + self.shared_experts(hidden_states)
 
 

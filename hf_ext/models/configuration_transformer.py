@@ -20,7 +20,7 @@ from hf_ext.models.configuration_checks import (
     check_zero_init,
 )
 from hf_ext.models.configuration_choices import check_choice
-from hf_ext.models.parallel_plans import tensor_parallel_plan
+from hf_ext.models.parallel_plans import expert_parallel_plan, tensor_parallel_plan
 from hf_ext.ops.rotary import check_rope_parameters
 
 
@@ -210,6 +210,10 @@ class HfxTransformerConfig(PretrainedConfig):
     @property
     def base_model_tp_plan(self) -> dict[str, str]:
         return tensor_parallel_plan(self)
+
+    @property
+    def base_model_ep_plan(self) -> dict[str, str] | None:
+        return expert_parallel_plan(self)
 
     def __setattr__(self, name, value):
         super().__setattr__(name, value)

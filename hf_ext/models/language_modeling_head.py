@@ -43,7 +43,8 @@ class LanguageModelingHead:
             return None, self.compute_logits(slice_logits_to_keep(hidden_states, logits_to_keep))
         targets = next_token_labels(labels) if shift_labels is None else shift_labels
         targets = targets.to(hidden_states.device)
-        check_labels(targets, self.lm_head.weight.shape[0], hidden_states.shape[:-1])
+        # not the weight's shape: an engine may leave this process a part of it, or nothing
+        check_labels(targets, self.config.vocab_size, hidden_states.shape[:-1])
 
         options = {
             "num_items_in_batch": num_items_in_batch,

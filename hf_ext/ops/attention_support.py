@@ -18,6 +18,7 @@ UNSUPPORTED: dict[str, frozenset[str]] = {
     "eager": frozenset(),
     "hfx_tiled": frozenset(),
     "hfx_triton": frozenset({RELATIVE_BIAS}),
+    "hfx_ulysses": frozenset({SINKS, SCORE_BIAS}),
     "sdpa": frozenset({SOFTCAP, SINKS}),
     "flex_attention": frozenset(),
     # transformers drops sinks where the kernel's signature has none, and a bias always

@@ -8,7 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+import torch.distributed as dist
 
+from hf_ext.ops.all_to_all import heads_for_tokens, repeat_heads, rows_group, tokens_for_heads
 from hf_ext.ops.eager_attention import eager_attention
 from hf_ext.ops.flash_attention import flash_attention
 from hf_ext.ops.kernel_choice import triton_missing
@@ -58,6 +60,55 @@ def triton_attention_forward(module, query, key, value, attention_mask: Mask | K
 
 def _window(batch_size, query_length, key_length, sliding_window, device, *, is_causal: bool) -> KeyIntervals:
     return window_intervals(query_length, key_length, sliding_window, device, is_causal=is_causal)
+
+
+def ulysses_attention_forward(
+    module, query, key, value, attention_mask: Mask, position_ids: torch.Tensor | None = None, **kwargs
+):
+    """`hfx_tiled` over rows whose tokens lie in parts on several processes; see `all_to_all.py`.
+
+    Args:
+        query, key, value: of this process's tokens; each process has as many, the next process the next ones.
+        position_ids: (1 or B, T) of these tokens, counted in the whole row.
+
+    Raises:
+        ValueError: a mask, heads that the processes can't divide, positions that aren't those of this part.
+    """
+    group = rows_group()
+    processes, part = dist.get_world_size(group), dist.get_rank(group)
+    if attention_mask is not None:
+        raise ValueError("attn_implementation='hfx_ulysses' does not support a mask; give rows without padding")
+    if query.shape[1] % processes:
+        raise ValueError(
+            f"num_attention_heads={query.shape[1]}: can't be shared by {processes} processes; use a divisor of it"
+        )
+    if position_ids is not None and position_ids.device.type == "cpu":
+        first = part * query.shape[2]
+        expected = torch.arange(first, first + query.shape[2])
+        if not bool((position_ids == expected).all()):
+            raise ValueError(
+                f"position_ids: part {part} of the rows must have {expected[0]} to {expected[-1]}, one document a row"
+            )
+    key, value = repeat_heads(key, processes), repeat_heads(value, processes)
+    query, key, value = (tokens_for_heads(x, group) for x in (query, key, value))
+    output, _ = tiled_attention_forward(module, query, key, value, None, **kwargs)
+    return heads_for_tokens(output.transpose(1, 2), group).transpose(1, 2).contiguous(), None
+
+
+def unpadded_mask(
+    *args, attention_mask: torch.Tensor | None = None, q_offset: int | torch.Tensor = 0, **kwargs
+) -> None:
+    """The mask that `hfx_ulysses` takes: none, for its attention knows of causality and windows by itself.
+
+    Raises:
+        ValueError: padding, or a cache.
+    """
+    if attention_mask is not None and not bool(attention_mask.all()):
+        raise ValueError("attention_mask: hfx_ulysses takes rows without padding; pack them")
+    if isinstance(q_offset, torch.Tensor) or q_offset:
+        raise ValueError(
+            "past_key_values: hfx_ulysses is for training, it has no cache; use another attn_implementation"
+        )
 
 
 def attention_options(
@@ -110,7 +161,7 @@ def attention_options(
 
 
 # implementations that take values of another size than queries and keys, in linear memory
-UNEQUAL_HEAD_DIMS = ("eager", "flex_attention", "hfx_tiled", "hfx_triton")
+UNEQUAL_HEAD_DIMS = ("eager", "flex_attention", "hfx_tiled", "hfx_triton", "hfx_ulysses")
 
 
 def with_equal_head_dims(implementation: str, attend: Callable) -> Callable:
@@ -193,4 +244,9 @@ class Backend:
 BACKENDS: dict[str, Backend] = {
     "hfx_tiled": Backend(tiled_attention_forward, tiled_mask),
     "hfx_triton": Backend(triton_attention_forward, triton_mask, triton_missing),
+    "hfx_ulysses": Backend(
+        ulysses_attention_forward,
+        unpadded_mask,
+        lambda: None if dist.is_available() and dist.is_initialized() else "needs several processes",
+    ),
 }

@@ -32,6 +32,7 @@ from hf_ext.tasks.run_folder import (
     whole_training_loss,
 )
 from hf_ext.training.arguments import HfxTrainingArguments
+from hf_ext.training.distributed import check_adapter, is_split, load_whole, plain_class, split_model
 from hf_ext.training.float8 import plain_products
 from hf_ext.training.loss_curve import draw_loss_curve
 from hf_ext.training.recipe import Recipe
@@ -70,6 +71,8 @@ class Run:
             raise ValueError(
                 f"tokenizer: {tokenizer} trains a new one; model.path={self.model_section.path!r} has its own: leave it out"
             )
+        if self.adapter.method is not None:
+            check_adapter(self.adapter.method, self.training)
         _check_schedule(self.training)
         self.checkpoint = find_checkpoint(self.training, recipe.resume)
         check_writable(self.training.output_dir)
@@ -91,18 +94,23 @@ class Run:
             ValueError: the checkpoint to go on from is another model's or another recipe's.
         """
         self._check_same_run(config)
-        return self.take(
-            add_adapter(self.model_section.build(auto_class, config, tokenizer), self.adapter, auto_class), tokenizer
-        )
+        model = add_adapter(self.model_section.build(auto_class, config, tokenizer), self.adapter, auto_class)
+        if self.adapter.method is None:
+            model = split_model(model, self.training)
+        return self.take(model, tokenizer)
 
     def take(self, model, tokenizer: PreTrainedTokenizerBase):
         """A model made elsewhere; prints its size and returns it."""
         if self.adapter.method is None:
             self._check_same_run(model.config)
-        total, trained = (sum(p.numel() for p in model.parameters() if p.requires_grad or not t) for t in (False, True))
+        total, trained = (
+            # ZeRO 3 leaves a process its part, and the whole's size
+            sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters() if p.requires_grad or not t)
+            for t in (False, True)
+        )
         share = "" if trained == total else f", {trained:,} of them trained"
         if self.is_main:
-            print(f"{type(_inner(model)).__name__}: {total:,} parameters{share}, vocabulary {len(tokenizer):,}")
+            print(f"{plain_class(_inner(model)).__name__}: {total:,} parameters{share}, vocabulary {len(tokenizer):,}")
         return model
 
     def _check_same_run(self, config: PretrainedConfig) -> None:
@@ -289,8 +297,17 @@ def _inner(model) -> PreTrainedModel:
 
 
 def trained_model(trainer: HfxTrainer) -> PreTrainedModel:
-    """The model that was trained, on its device, without the mixed precision or engine that training wrapped around it."""
-    return plain_products(_inner(trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False))).eval()
+    """The model that was trained, on its device, without the mixed precision or engine that training wrapped around it.
+
+    Where no process has all its weights, it is what was saved, read again by each.
+    """
+    model = _inner(trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False))
+    if not is_split(model):
+        return plain_products(model).eval()
+    if trainer.whole_model is None:
+        trainer.accelerator.wait_for_everyone()  # until it is written
+        trainer.whole_model = load_whole(model, trainer.args.output_dir)
+    return trainer.whole_model.eval()
 
 
 def _train(trainer: HfxTrainer, checkpoint: str | None) -> dict:

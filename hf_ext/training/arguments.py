@@ -7,6 +7,7 @@ import torch
 from transformers import TrainingArguments
 from transformers.integrations import get_available_reporting_integrations
 
+from hf_ext.training.distributed import check_processes, launched_sizes
 from hf_ext.training.layer_rates import check_layer_rate_decay
 from hf_ext.training.length_grouped_batches import COSTS
 from hf_ext.training.optimizers import PRECISIONS
@@ -116,6 +117,20 @@ class HfxTrainingArguments(TrainingArguments):
     early_stopping_threshold: float = field(
         default=0.0, metadata={"help": "By how much the metric has to be better to count, in its own unit."}
     )
+    tp_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "Tensor parallelism: processes that each matrix is divided over, which get the same rows. Default: what "
+            "the launch file says, else 1."
+        },
+    )
+    fsdp_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "FSDP2: processes that all weights, gradients and optimizer states are divided over, each with rows of "
+            "its own; tp_size times it is the number of processes, -1 takes all. Default: the launch file's, else 1."
+        },
+    )
     fp8: bool = field(
         default=False,
         metadata={
@@ -196,7 +211,9 @@ class HfxTrainingArguments(TrainingArguments):
             _check_fp8(self)
         if self.bf16 and not torch.accelerator.is_available():
             self.use_cpu = True  # the stock arguments refuse a recipe for a GPU where there is none, until told so
+        self.tp_size, self.fsdp_size = launched_sizes(self.tp_size, self.fsdp_size)
         super().__post_init__()
+        check_processes(self)
         if self.fp8:
             self.mixed_precision = "fp8"  # accelerate's name; the stock arguments have no field for it
         _check_trackers(self)

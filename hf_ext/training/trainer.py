@@ -23,6 +23,7 @@ from hf_ext.models.scored_tokens import IGNORE_INDEX
 from hf_ext.training.arguments import HfxTrainingArguments
 from hf_ext.training.balance_experts import BalanceExperts, balanced_routers
 from hf_ext.training.checkpoints.checkpointed_trainer import CheckpointedTrainer
+from hf_ext.training.distributed import check_engine, is_split, parallelism
 from hf_ext.training.float8 import float8_handlers
 from hf_ext.training.layer_rates import distances_to_head, set_layer_rates
 from hf_ext.training.length_grouped_batches import (
@@ -75,6 +76,7 @@ class HfxTrainer(CheckpointedTrainer):
             )
         self.average: WeightAverage | None = None  # while training
         self.resumed_from: str | None = None
+        self.whole_model = None  # after training with weights in parts: what was saved, read again
         self.has_best_weights = self._has_dropped_step = False
         if self.args.ema_decay is not None:
             if self.is_fsdp_enabled or self.is_deepspeed_enabled:
@@ -107,7 +109,13 @@ class HfxTrainer(CheckpointedTrainer):
         options = super()._build_accelerator_args(**kwargs)
         if self.args.fp8:
             options["kwargs_handlers"] = float8_handlers(gathers_float8=kwargs.get("fsdp_plugin") is not None)
-        return options
+        split = parallelism(self.args)
+        return options if split is None else options | {"parallelism_config": split}
+
+    def _prepare_for_training(self, *args, **kwargs):
+        prepared = super()._prepare_for_training(*args, **kwargs)
+        check_engine(self)
+        return prepared
 
     def _innermost_model(self) -> torch.nn.Module:
         model = self.accelerator.unwrap_model(self.model)
@@ -359,7 +367,7 @@ class HfxTrainer(CheckpointedTrainer):
             self._tr_loss.nan_to_num_(0.0, 0.0, 0.0)
 
     def save_model(self, output_dir=None, _internal_call=False) -> None:
-        if self._guard is not None and not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+        if self._guard is not None and not (self.is_fsdp_enabled or self.is_deepspeed_enabled or is_split(self.model)):
             self._guard.check_weights(self.model, self.state.global_step)
         is_checkpoint = _internal_call
         with nullcontext() if self.average is None or is_checkpoint else self.average.in_place():
@@ -402,13 +410,16 @@ class HfxTrainer(CheckpointedTrainer):
             if metric_key_prefix in self.text_evaluations:
                 scores = self._score_texts(self.text_evaluations[metric_key_prefix])
                 output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in scores.items()})
-        total, num_tokens = self.accelerator.reduce(self._evaluated.to(self.args.device), "sum").tolist()
+        evaluated = (
+            self._evaluated.to(self.args.device) / self.get_tp_size()
+        )  # ranks of one matrix have seen the same rows
+        total, num_tokens = self.accelerator.reduce(evaluated, "sum").tolist()
         if num_tokens:
             loss = total / num_tokens
             output.metrics[f"{metric_key_prefix}_loss"] = loss
             # exp overflows at 709: a model that bad has no perplexity to speak of
             output.metrics[f"{metric_key_prefix}_perplexity"] = math.exp(loss) if loss < 700 else math.inf
-            output.metrics[f"{metric_key_prefix}_tokens"] = int(num_tokens)
+            output.metrics[f"{metric_key_prefix}_tokens"] = round(num_tokens)
             if self.eval_num_bytes:
                 bits = total / math.log(2) / self.eval_num_bytes
                 output.metrics[f"{metric_key_prefix}_bits_per_byte"] = bits
@@ -416,12 +427,14 @@ class HfxTrainer(CheckpointedTrainer):
 
     def _score_texts(self, evaluation: TextEvaluation) -> dict[str, float]:
         model = self.accelerator.unwrap_model(self.model)
-        state = self.accelerator
+        number, processes = self.accelerator.process_index, self.accelerator.num_processes
+        if is_split(model):  # every process has to take part in every token
+            number, processes = 0, 1
         # what is drawn here is no draw of training's
         with torch.random.fork_rng(devices=[]), self.compute_loss_context_manager():
             return evaluation(
                 model,
                 self.processing_class,
-                share=(state.process_index, state.num_processes),
-                gather=gather_object if state.num_processes > 1 else list,
+                share=(number, processes),
+                gather=gather_object if processes > 1 else list,
             )

@@ -27,15 +27,24 @@ class Sent:
     def __init__(self):
         self.bytes = 0
         share = ring_share(dist.get_world_size())
-        for name, whole in (("all_gather_into_tensor", "output"), ("reduce_scatter_tensor", "input")):
-            function = getattr(dist, name)
+        # the whole is what comes out of a gathering and what goes into a scattering; torch 2.13 has new names for both
+        for names in (
+            ("all_gather_single", "reduce_scatter_single"),
+            ("all_gather_into_tensor", "reduce_scatter_tensor"),
+        ):
+            for place, name in enumerate(names):
+                if hasattr(dist, name):
+                    setattr(dist, name, self._counted(getattr(dist, name), place, share))
 
-            def counted(output, tensor, *args, function=function, whole=whole, **kwargs):
-                given = output if whole == "output" else tensor
-                self.bytes += share * given.numel() * given.element_size()
-                return function(output, tensor, *args, **kwargs)
+    def _counted(self, function, place: int, share: float):
+        keywords = (("output", "output_tensor"), ("input", "input_tensor"))[place]
 
-            setattr(dist, name, counted)
+        def counted(*args, **kwargs):
+            given = args[place] if len(args) > place else next(kwargs[k] for k in keywords if k in kwargs)
+            self.bytes += share * given.numel() * given.element_size()
+            return function(*args, **kwargs)
+
+        return counted
 
 
 def measure(engine: str, config, rows: int, length: int, sent: Sent) -> dict:
@@ -44,8 +53,9 @@ def measure(engine: str, config, rows: int, length: int, sent: Sent) -> dict:
     share = ring_share(dist.get_world_size())
     sent.bytes = 0
     if engine == "fsdp2":
-        for layer in model.model.layers:
-            fully_shard(layer)
+        # what is left to the whole model stays gathered until the backward pass; of so small a one that would be a third
+        for part in (model.model.embed_tokens, *model.model.layers, model.lm_head):
+            fully_shard(part, reshard_after_forward=True)
         fully_shard(model)
         wrapped = model
     else:

@@ -44,7 +44,7 @@ def check_ranks(ranks: int) -> None:
             assert getattr(guess, part) == pytest.approx(held, rel=UNEVEN), (engine, part)
         whole = estimate_memory(config, batch_size=ROWS, length=LENGTH)
         sent = data_parallel_bytes(
-            sum(p for p in (whole.weights,)), whole.gradients, zero_stage=0 if engine == "zero1" else stage, ranks=ranks
+            whole.weights, whole.gradients, zero_stage=0 if engine == "zero1" else stage, ranks=ranks
         )
         given = max(rank[engine]["sent"] for rank in found)
         print(f"{'sent a step':20} {sent:17,} {given:12,} {sent / given - 1:+.2%}")

@@ -195,6 +195,7 @@ class HfxEncoderForMaskedLM(LanguageModelingHead, HfxEncoderPreTrainedModel):
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
     _tp_plan = {"lm_head": "colwise_gather_output"}
+    _fsdp_plan = {"lm_head": "keep_full_weight"}
 
     def __init__(self, config: HfxEncoderConfig):
         super().__init__(config)

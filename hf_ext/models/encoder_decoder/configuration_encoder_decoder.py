@@ -40,6 +40,8 @@ class HfxEncoderDecoderConfig(HfxTransformerConfig):
     model_type = "hfx_encoder_decoder"
     keys_to_ignore_at_inference = ["past_key_values"]
     attribute_map = {"decoder_layers": "num_hidden_layers"}
+    # embeddings that both sides share, and the output matrix that is one of them, must be gathered as one: not here
+    base_model_fsdp_plan = {"encoder.layers.*": "free_full_weight", "decoder.layers.*": "free_full_weight"}
     _choices = HfxTransformerConfig._choices | {"block_type": CROSS_BLOCKS}
     _sizes = (*HfxTransformerConfig._sizes, "encoder_layers", "encoder_vocab_size")
     _positive = (*HfxTransformerConfig._positive, "output_multiplier")
@@ -92,6 +94,8 @@ class HfxEncoderDecoderConfig(HfxTransformerConfig):
     def base_model_tp_plan(self) -> dict[str, str]:
         stack = tensor_parallel_plan(self)
         cross = {key.replace("self_attn", "cross_attn"): how for key, how in stack.items() if "self_attn" in key}
+        # transformers adds the embedding of a model that is one stack by itself; the output matrix may be the decoder's
+        stack = {"embed_tokens": "embedding_rowwise", **stack}
         plan = {f"encoder.{key}": how for key, how in stack.items()}
         return plan | {f"decoder.{key}": how for key, how in (stack | cross).items()}
 

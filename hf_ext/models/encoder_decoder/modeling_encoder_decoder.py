@@ -153,7 +153,7 @@ class EncoderDecoderStack(HfxEncoderDecoderPreTrainedModel):
     def init_parallel_plans(self) -> None:
         """None of its own: the configuration's plan is of both stacks and belongs to the model that has them."""
         super().init_parallel_plans()
-        self._tp_plan = {}
+        self._tp_plan, self._fsdp_plan = {}, {}
 
     def embeddings_of(self, input_ids, inputs_embeds, names: tuple[str, str]) -> torch.Tensor:
         """(B, T, d) from the one of the two that is given. names: what the caller knows them by."""

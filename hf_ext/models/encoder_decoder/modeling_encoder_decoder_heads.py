@@ -2,6 +2,7 @@
 
 import torch
 from torch import nn
+from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 from transformers import EncoderDecoderCache
 from transformers.modeling_outputs import (
     Seq2SeqLMOutput,
@@ -40,6 +41,14 @@ class HfxEncoderDecoderForConditionalGeneration(
         self.model = HfxEncoderDecoderModel(config)
         self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=config.lm_head_bias)
         self.post_init()
+
+    @classmethod
+    def maybe_distribute_model(cls, model, distributed_config, mesh_manager):
+        """As transformers'; under FSDP `generate`, which calls the encoder alone, gathers what `forward` does."""
+        model = super().maybe_distribute_model(model, distributed_config, mesh_manager)
+        if isinstance(model, FSDPModule):
+            register_fsdp_forward_method(model, "generate")
+        return model
 
     @property
     def _pad(self) -> int:

@@ -10,8 +10,8 @@ gathered, and twice that of what is reduced for all. With W bytes of weights, G 
 
 ZeRO: Rajbhandari et al. 2019, arXiv 1910.02054, sec. 7. FSDP2 is ZeRO 3. Tensor parallelism reduces the output of each
 attention and each feed-forward for all, forward, and their inputs' gradients, backward: Shoeybi et al. 2019,
-arXiv 1909.08053, sec. 3. Ulysses sends queries, keys, values and outputs from all to all: Jacobs et al. 2023,
-arXiv 2309.14509, sec. 3.
+arXiv 1909.08053, sec. 3; and so it does with the embedding, and gathers the logits. Ulysses sends queries, keys, values and
+outputs from all to all: Jacobs et al. 2023, arXiv 2309.14509, sec. 3.
 """
 
 from transformers import PretrainedConfig
@@ -46,10 +46,11 @@ def tensor_parallel_bytes(
     Args:
         itemsize: bytes of an activation. checkpointing: the blocks' forward pass, and what it sends, is done once more.
     """
-    reduced = blocks_reduced(config)
-    directions = 3 if checkpointing else 2
+    reduced = blocks_reduced(config) * (3 if checkpointing else 2)
+    ends = 2  # the embedding's output, forward; the gradient of what goes into the output matrix, backward
     output = rows * length * config.hidden_size * itemsize
-    return round(ring_share(ranks) * 2 * output * reduced * directions)
+    logits = rows * length * config.vocab_size * itemsize
+    return round(ring_share(ranks) * (2 * output * (reduced + ends) + logits))
 
 
 def blocks_reduced(config: PretrainedConfig) -> int:

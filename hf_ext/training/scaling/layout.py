@@ -10,9 +10,10 @@ arrangements is better is more certain than how long either takes.
 """
 
 import itertools
+import json
 import math
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 from types import MappingProxyType
 
 from transformers import PretrainedConfig
@@ -21,14 +22,15 @@ from hf_ext.models import HfxDecoderConfig
 from hf_ext.training.scaling.communication import data_parallel_bytes, tensor_parallel_bytes
 from hf_ext.training.scaling.compute_optimal import ACCELERATORS, _check_positive
 from hf_ext.training.scaling.flops import count_flops
-from hf_ext.training.scaling.memory import MemoryEstimate, estimate_memory
+from hf_ext.training.scaling.memory import MeasuredStep, MemoryEstimate, measure_step
 
 
 ITEMSIZE = 2  # of what is sent: bf16
+LOGITS_ITEMSIZE = 2 * (2 + 4)  # of a logit in bf16 and in the loss's fp32, and of the gradients of both
 # of an accelerator's memory; the rest is the driver's, the collectives' buffers, and fragments
 USABLE = 0.9
 STAGES = (0, 1, 2, 3)
-ROWS = (16, 8, 4, 2, 1)
+ROWS = (1, 2, 4, 8, 16)
 
 
 @dataclass(frozen=True)
@@ -142,7 +144,7 @@ def plan_layout(
         if accelerator.lower() not in CLUSTERS:
             raise ValueError(f"accelerator={accelerator!r}: must be one of {', '.join(CLUSTERS)}")
         accelerator = CLUSTERS[accelerator.lower()]
-    slices = _Slices(config, length, optimizer, precision)
+    slices = _slices(type(config), config.to_json_string(use_diff=False), length, optimizer, precision)
     found = []
     for tensor, stage, checkpointing in itertools.product(
         _tensor_sizes(config, accelerators, accelerator), STAGES, (False, True)
@@ -162,8 +164,8 @@ def plan_layout(
 
 
 def tensor_parallel_slice(config: PretrainedConfig, ranks: int) -> PretrainedConfig:
-    """The configuration of what one tensor-parallel rank computes: its heads and its part of the feed-forward; what isn't
-    split, it holds whole.
+    """The configuration of what a tensor-parallel rank holds: its heads, its part of the feed-forward and of the
+    vocabulary (the largest there is); what isn't split, it holds whole.
 
     Raises:
         ValueError: heads or feed-forward that don't divide.
@@ -175,34 +177,47 @@ def tensor_parallel_slice(config: PretrainedConfig, ranks: int) -> PretrainedCon
         if whole % ranks:
             raise ValueError(f"{name}={whole}: can't be split over {ranks} ranks; choose a divisor of it")
         values[name] = whole // ranks
-    return type(config).from_dict(values)
+    values["vocab_size"] = -(-config.vocab_size // ranks)
+    special = {"pad_token_id": None, "bos_token_id": None, "eos_token_id": None}  # may lie in another's part
+    return type(config).from_dict(values | special)
+
+
+@lru_cache(maxsize=2)
+def _slices(config_class: type, fields: str, length: int, optimizer: str, precision: str) -> "_Slices":
+    """A run's slices, for every number of accelerators that is asked about."""
+    return _Slices(config_class.from_dict(json.loads(fields)), length, optimizer, precision)
 
 
 class _Slices:
-    """Memory and FLOPs of a run, by rank's slice; each estimated once."""
+    """Memory and FLOPs of a run, by rank's slice; each step measured once."""
 
-    def __init__(self, config, length, optimizer, precision):
-        self.whole = estimate_memory(
-            config, batch_size=1, length=length, optimizer=optimizer, precision=precision, checkpointing=True
-        )
+    def __init__(self, config: PretrainedConfig, length: int, optimizer: str, precision: str):
+        self.config = config
+        self.options = {"length": length, "optimizer": optimizer, "precision": precision}
+        self.steps: dict[tuple, MeasuredStep] = {}
+        self.whole = self.memory(1, 0, 1, True, 1, False)
         self.flops = count_flops(config, length)
+        self.row_of_logits = length * config.vocab_size * LOGITS_ITEMSIZE
 
-        @cache
-        def memory(tensor, stage, data, checkpointing, rows, accumulates) -> MemoryEstimate:
-            part = config if tensor == 1 else tensor_parallel_slice(config, tensor)
-            return estimate_memory(
-                part,
-                batch_size=rows,
-                length=length,
-                optimizer=optimizer,
-                precision=precision,
-                checkpointing=checkpointing,
-                accumulation_steps=1 + accumulates,
-                zero_stage=stage if data > 1 else 0,
-                ranks=data,
-            )
+    def memory(
+        self, tensor: int, stage: int, data: int, checkpointing: bool, rows: int, accumulates: bool
+    ) -> MemoryEstimate:
+        key = (tensor, checkpointing, rows)
+        if key not in self.steps:
+            part = self.config if tensor == 1 else tensor_parallel_slice(self.config, tensor)
+            self.steps[key] = measure_step(part, batch_size=rows, checkpointing=checkpointing, **self.options)
+        return self.steps[key].divided(
+            accumulation_steps=1 + accumulates, zero_stage=stage if data > 1 else 0, ranks=data
+        )
 
-        self.memory = memory
+    def at_least(self, tensor: int, stage: int, data: int, offload: bool) -> float:
+        """Bytes of weights and states, below which no number of rows gets."""
+        states = 0 if offload else (self.whole.optimizer + self.whole.master) / (data if stage else 1)
+        return (self.whole.weights / (data if stage == 3 else 1) + states) / tensor
+
+    def logits(self, tensor: int, rows: int) -> int:
+        """Bytes of the logits that tensor parallelism gathers, with their gradients; otherwise they never exist whole."""
+        return 0 if tensor == 1 else rows * self.row_of_logits
 
 
 def _tensor_sizes(config, accelerators: int, accelerator: Accelerator) -> list[int]:
@@ -214,15 +229,20 @@ def _tensor_sizes(config, accelerators: int, accelerator: Accelerator) -> list[i
 
 def _largest_that_fits(slices, accelerator, data, tensor, stage, checkpointing, offload, rows_per_step):
     """The arrangement with the most rows a pass that fits, with its memory and bytes held; None."""
+    usable, found = USABLE * accelerator.memory, None
+    if slices.at_least(tensor, stage, data, offload) > usable:
+        return None
     for rows in ROWS:
         if rows_per_step % (rows * data):
             continue
         passes = rows_per_step // (rows * data)
         memory = slices.memory(tensor, stage, data, checkpointing, rows, passes > 1)
         moved = memory.optimizer + memory.master if offload else 0
-        if memory.peak - moved <= USABLE * accelerator.memory and moved <= accelerator.host:
-            return Arrangement(data, tensor, stage, checkpointing, rows, passes, offload), memory, memory.peak - moved
-    return None
+        held = memory.peak - moved + slices.logits(tensor, rows)
+        if held > usable or moved > accelerator.host:
+            break
+        found = Arrangement(data, tensor, stage, checkpointing, rows, passes, offload), memory, held
+    return found
 
 
 def _timed(config: HfxDecoderConfig, slices: _Slices, accelerator: Accelerator, fitting, length, utilization) -> Layout:
@@ -230,7 +250,7 @@ def _timed(config: HfxDecoderConfig, slices: _Slices, accelerator: Accelerator, 
     ranks = asked.data * asked.tensor
     tokens = asked.rows * asked.passes * asked.data * length
     a_token = slices.flops.checkpointed_per_token if asked.checkpointing else slices.flops.training_per_token
-    # weights and gradients of the rank's slice; embeddings, which are whole on each, are few of them
+    # weights and gradients of the rank's slice; norms, which are whole on each, are few of them
     weights, gradients = (part // asked.tensor for part in (slices.whole.weights, slices.whole.gradients))
     sent_data = data_parallel_bytes(
         weights, gradients, zero_stage=asked.zero_stage, ranks=asked.data, passes=asked.passes

@@ -118,14 +118,94 @@ def estimate_memory(
         ranks=ranks,
         accumulation_steps=accumulation_steps,
     )
-    _check_name("optimizer", optimizer, OPTIMIZERS)
-    _check_name("precision", precision, tuple(PRECISIONS))
+    _check_stage(zero_stage, optimizer)
+    step = measure_step(
+        config,
+        batch_size=batch_size,
+        length=length,
+        source_length=source_length,
+        head=head,
+        optimizer=optimizer,
+        precision=precision,
+        checkpointing=checkpointing,
+        attn_implementation=attn_implementation,
+        adapter=adapter,
+    )
+    return step.divided(accumulation_steps=accumulation_steps, zero_stage=zero_stage, ranks=ranks)
+
+
+def _check_stage(zero_stage: int, optimizer: str) -> None:
     if zero_stage not in (0, 1, 2, 3):
         raise ValueError(f"zero_stage={zero_stage!r}: must be 0, 1, 2 or 3")
     if zero_stage and optimizer == "muon":
         raise ValueError(
             f"zero_stage={zero_stage}: splits matrices, which muon needs whole; set optimizer='adamw' or stage 0"
         )
+
+
+@dataclass(frozen=True)
+class MeasuredStep:
+    """A step on one rank, whole; what sharding makes of it is arithmetic.
+
+    Attributes, in bytes: weights, states, master, activations: as in `MemoryEstimate`. stepping: what the optimizer's step
+    takes beside its states. block: weights of the largest block; block_gradients: those of them with a gradient.
+    step: what lives when.
+    """
+
+    weights: int
+    states: int
+    master: int
+    activations: int
+    stepping: int
+    block: int
+    block_gradients: int
+    step: LiveStorage
+
+    def divided(self, *, accumulation_steps: int = 1, zero_stage: int = 0, ranks: int = 1) -> MemoryEstimate:
+        """The memory of one of `ranks` under a stage of ZeRO."""
+        gradients = self.step.gradients
+        sharded = ranks > 1 and zero_stage >= 2
+        gathered_weights = 2 * self.block if sharded and zero_stage == 3 else 0
+        gathered_gradients = self.block_gradients if sharded else 0
+        held = {
+            "weights": _shard(self.weights, ranks if zero_stage == 3 else 1),
+            "optimizer": _shard(self.states, ranks if zero_stage >= 1 else 1),
+            "master": _shard(self.master, ranks if zero_stage >= 1 else 1),
+        }
+        shard = _shard(gradients, ranks if sharded else 1)
+        if accumulation_steps > 1:  # gradients of earlier passes are there from the beginning
+            passes = shard + gathered_gradients + self.step.peak(share=0)
+        else:
+            passes = self.step.peak(shard / gradients if gradients else 1, gathered_gradients)
+        always = sum(held.values())
+        gathered = gathered_weights + gathered_gradients
+        peak = always + math.ceil(max(passes + gathered_weights, shard + self.stepping))
+        return MemoryEstimate(
+            **held,
+            gradients=shard,
+            activations=self.activations,
+            working=max(0, peak - always - shard - self.activations - gathered),
+            gathered=gathered,
+            peak=peak,
+        )
+
+
+def measure_step(
+    config: PretrainedConfig,
+    *,
+    batch_size: int,
+    length: int,
+    source_length: int | None = None,
+    head: str | None = None,
+    optimizer: str = "adamw",
+    precision: str = "fp32",
+    checkpointing: bool = False,
+    attn_implementation: str | None = None,
+    adapter=None,
+) -> MeasuredStep:
+    """A step on fake tensors. Args: as in `estimate_memory`."""
+    _check_name("optimizer", optimizer, OPTIMIZERS)
+    _check_name("precision", precision, tuple(PRECISIONS))
     kind = PRECISIONS[precision]
     head = find_head(config, head)
     with fake_tensors():
@@ -140,35 +220,17 @@ def estimate_memory(
         activations, step = run_step(model, batch, kind.autocast)
         states = optimizer_state_bytes(model, optimizer, torch.float32 if kind.master else kind.weights)
         stepping = optimizer_step_bytes(model, optimizer)
-    weights = sum(_bytes(t) for t in (*model.parameters(), *model.buffers()))
     trained = [p for p in model.parameters() if p.requires_grad]
-    gradients = step.gradients
-    master = sum(4 * p.numel() for p in trained) if kind.master else 0
-
     largest = largest_block(model)
-    sharded = ranks > 1 and zero_stage >= 2
-    gathered_weights = 2 * sum(_bytes(p) for p in largest) if sharded and zero_stage == 3 else 0
-    gathered_gradients = sum(_bytes(p) for p in largest if p.requires_grad) if sharded else 0
-    held = {
-        "weights": _shard(weights, ranks if zero_stage == 3 else 1),
-        "optimizer": _shard(states, ranks if zero_stage >= 1 else 1),
-        "master": _shard(master, ranks if zero_stage >= 1 else 1),
-    }
-    shard = _shard(gradients, ranks if sharded else 1)
-    if accumulation_steps > 1:  # gradients of earlier passes are there from the beginning
-        passes = shard + gathered_gradients + step.peak(share=0)
-    else:
-        passes = step.peak(shard / gradients if gradients else 1, gathered_gradients)
-    always = sum(held.values())
-    gathered = gathered_weights + gathered_gradients
-    peak = always + math.ceil(max(passes + gathered_weights, shard + stepping))
-    return MemoryEstimate(
-        **held,
-        gradients=shard,
+    return MeasuredStep(
+        weights=sum(_bytes(t) for t in (*model.parameters(), *model.buffers())),
+        states=states,
+        master=sum(4 * p.numel() for p in trained) if kind.master else 0,
         activations=activations,
-        working=max(0, peak - always - shard - activations - gathered),
-        gathered=gathered,
-        peak=peak,
+        stepping=stepping,
+        block=sum(_bytes(p) for p in largest),
+        block_gradients=sum(_bytes(p) for p in largest if p.requires_grad),
+        step=step,
     )
 
 
