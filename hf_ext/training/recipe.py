@@ -296,7 +296,9 @@ def _locate(key: str, hints: dict) -> tuple[str, str]:
     if not owners:
         known = ["resume", "allow_change", *(f for fields in hints.values() if fields for f in fields)]
         free = next((n for n, fields in hints.items() if fields is None), None)
-        hint = _nearest(key, known) or (f"; for a field of the {free} write --{free}.{key}" if free else "")
+        # where a section's fields aren't known here, what is only somewhat like an option is rather one of those
+        hint = _nearest(key, known, likeness=0.75 if free else 0.6)
+        hint = hint or (f"; for a field of the {free} write --{free}.{key}" if free else "")
         raise RecipeError(f"--{key}: no such option{hint}")
     return owners[0], key
 
@@ -424,6 +426,6 @@ def _default(field: dataclasses.Field) -> str:
     return "required" if field.default_factory is dataclasses.MISSING else repr(field.default_factory())
 
 
-def _nearest(name, known) -> str:
-    close = difflib.get_close_matches(str(name), list(known), n=1)
+def _nearest(name, known, likeness: float = 0.6) -> str:
+    close = difflib.get_close_matches(str(name), list(known), n=1, cutoff=likeness)
     return f"; did you mean {close[0]!r}?" if close else ""

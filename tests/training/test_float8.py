@@ -6,7 +6,6 @@ from functools import partial
 import pytest
 import torch
 from models.decoder_grid import make_model, tokens
-from torchao.float8.float8_linear import Float8Linear
 
 from hf_ext.layers.linear import Linear
 from hf_ext.models import HfxDecoderForCausalLM
@@ -14,6 +13,11 @@ from hf_ext.tasks.run import trained_model
 from hf_ext.training import arguments, float8, trainer
 from hf_ext.training.arguments import HfxTrainingArguments
 from hf_ext.training.trainer import HfxTrainer
+
+
+pytest.importorskip("torchao", reason="torchao isn't installed: pip install 'hf-ext[export]'")
+
+from torchao.float8.float8_linear import Float8Linear
 
 
 ROWS = [{"input_ids": row, "labels": row} for row in tokens(B=8, T=16).tolist()]
