@@ -231,6 +231,8 @@ def _what_runs(implementation: str, call: _Call, module, is_compiled: bool) -> t
     if name == "hfx_triton":
         kernels = "our Triton kernels, forward and backward"
         return kernels, masked if call.mask is None else f"mask as an interval of keys for each query: {call.mask}"
+    if name == "hfx_ulysses":
+        return "hfx_tiled for some heads, tokens exchanged for heads before and after it", masked
     if name == "flex_attention":
         where = "uncompiled, forward only" if call.device.type == "cpu" else "compiled, forward and backward"
         return f"torch's flex_attention, {where}", masked
@@ -323,9 +325,9 @@ def _reason_against(model: PreTrainedModel, implementation: str, calls: list[_Ca
         return "needs the paged cache of continuous batching; generate_batch takes it by itself"
     if "flash" in name:
         reason = _flash_missing(name, call)
-    elif name == "hfx_triton":
+    elif name in BACKENDS:
         reason = BACKENDS[name].missing()
-        if reason is None and torch.cuda.is_available() and call.device.type != "cuda":
+        if name == "hfx_triton" and reason is None and torch.cuda.is_available() and call.device.type != "cuda":
             reason = f"the model is on {call.device}; move it to the CUDA device"
     elif name == "flex_attention" and call.device.type == "cpu":
         if SINKS in asked:

@@ -23,9 +23,12 @@ def entry_of(plan: dict[str, str], name: str) -> str | None:
 @pytest.mark.parametrize("name", VARIANTS)
 def test_each_entry_is_there(name):
     model = make_model("eager", **VARIANTS[name])
-    modules = {re.sub(r"\.\d+\.", ".*.", module) for module, _ in model.model.named_modules()}
+    there = {*dict(model.model.named_modules()), *dict(model.model.named_parameters())}  # experts' are named themselves
+    there = {re.sub(r"\.\d+(\.|$)", r".*\1", name) for name in there}
     plan = model.config.base_model_tp_plan
-    assert set(plan) <= modules
+    assert set(plan) <= there
+    assert set(model.config.base_model_ep_plan or {}) <= there
+    assert bool(model.config.base_model_ep_plan) == bool(model.config.num_experts)
     assert {f"model.{entry}" for entry in plan} <= set(model.tp_plan)
 
 
@@ -71,12 +74,14 @@ def test_two_devices_by_hand(name):
         total = 0
         for device in (0, 1):
             for n, p in module.named_parameters():
-                kind = plan.get(f"layers.*.{part}.{n.rsplit('.', 1)[0]}")
+                kind = plan.get(f"layers.*.{part}.{n}", plan.get(f"layers.*.{part}.{n.rsplit('.', 1)[0]}"))
                 half = whole[n]
                 if kind == "colwise":
-                    half = half.chunk(2)[device]
-                elif kind == "rowwise" and half.ndim == 2:
-                    half = half.chunk(2, dim=1)[device]
+                    half = half.chunk(2, dim=max(0, half.ndim - 2))[device]
+                elif kind == "packed_colwise":  # gates and what they gate lie one above the other
+                    half = torch.cat([both.chunk(2, dim=-2)[device] for both in half.chunk(2, dim=-2)], dim=-2)
+                elif kind == "rowwise" and half.ndim > 1:
+                    half = half.chunk(2, dim=-1)[device]
                 elif kind == "rowwise" and device:
                     half = torch.zeros_like(half)  # a bias is added once
                 p.data = half
