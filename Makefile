@@ -27,7 +27,7 @@ $(VENV)/.installed: Makefile setup.cfg pyproject.toml constraints.txt
 
 # what ZeRO would compile in its first run here, minutes for each process; the tests skip its runs where it is missing
 $(VENV)/.deepspeed_ops: $(VENV)/.installed
-	$(BIN)/python -m hf_ext.training.deepspeed_ops
+	$(BIN)/python -m hf_ext.training.deepspeed_ops deepspeed_shm_comm
 	@touch $@
 
 quickstart: setup  ## train a small decoder on Python's own library, into outputs/quickstart

@@ -1,4 +1,4 @@
-"""DeepSpeed's compiled operators, made once, before a run needs them: python -m hf_ext.training.deepspeed_ops
+"""DeepSpeed's compiled operators, made once, before a run needs them: python -m hf_ext.training.deepspeed_ops [NAME …]
 
 On a CPU the first ZeRO run would compile the operator of its collectives, for minutes and in every process at once; its
 optimizer for offloaded states is another. A compile that is killed leaves a lock, for which every later run would wait for
@@ -54,8 +54,10 @@ def _is_worked_on(folder: Path) -> bool:
     return False
 
 
-def main() -> None:
-    """Build what is missing, one file at a time."""
+def main(names: list[str]) -> None:
+    """Build what is missing of the operators named, or of all, one file at a time."""
+    if unknown := set(names) - set(OPERATORS):
+        sys.exit(f"error: {', '.join(unknown)}: no such operator, there are {', '.join(OPERATORS)}")
     os.environ.setdefault("MAX_JOBS", "1")
     for name in remove_stale_locks():
         print(f"{name}: removed the lock of a compile that was killed")
@@ -64,12 +66,12 @@ def main() -> None:
     if get_accelerator().device_name() != "cpu":
         print("an accelerator is here: its operators are compiled when they are first used")
         return
-    for name, builder in OPERATORS.items():
+    for name in names or OPERATORS:
         if not is_built(name):
             print(f"{name}: compiling, some minutes")
-            get_accelerator().create_op_builder(builder).load(verbose=False)
+            get_accelerator().create_op_builder(OPERATORS[name]).load(verbose=False)
         print(f"{name}: ready in {build_folder(name).name}")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main(sys.argv[1:])
