@@ -1,5 +1,6 @@
 """What can be set about a training run, on top of transformers' own TrainingArguments."""
 
+import os
 from dataclasses import dataclass, field, fields
 from importlib.util import find_spec
 
@@ -209,8 +210,9 @@ class HfxTrainingArguments(TrainingArguments):
             self.greater_is_better = not f"_{metric}".endswith(tuple(f"_{name}" for name in LOWER_IS_BETTER))
         if self.fp8:
             _check_fp8(self)
-        if self.bf16 and not torch.accelerator.is_available():
-            self.use_cpu = True  # the stock arguments refuse a recipe for a GPU where there is none, until told so
+        if not torch.accelerator.is_available():
+            # until told so, the stock arguments refuse bf16 then, and several processes would each train alone
+            self.use_cpu = self.use_cpu or self.bf16 or int(os.environ.get("WORLD_SIZE", 1)) > 1
         self.tp_size, self.fsdp_size = launched_sizes(self.tp_size, self.fsdp_size)
         super().__post_init__()
         check_processes(self)
