@@ -2,6 +2,7 @@
 
     model: {model_type: hfx_encoder, hidden_size: 256, …}       # from scratch
     model: {path: outputs/masked, hidden_dropout: 0.2, …}       # a folder or Hub name; fields of its configuration changed
+    model: {path: outputs/reviews, new_head: true}              # the trained body, under a head for other labels
 
 `dtype` (of the weights) and `attn_implementation` go to either.
 """
@@ -10,13 +11,15 @@ import dataclasses
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_ext.models.configuration_choices import check_known
 
 
 # keys of the section that are no fields of a configuration
-_LOADING = ("path", "revision", "dtype", "attn_implementation")
+_LOADING = ("path", "revision", "new_head", "dtype", "attn_implementation")
+# ends of the names of classes with a head for labels
+_LABELLED = ("ForSequenceClassification", "ForTokenClassification", "ForMultipleChoice", "ForQuestionAnswering")
 _FROM_TOKENIZER = ("pad_token_id", "bos_token_id", "eos_token_id")
 
 
@@ -28,12 +31,14 @@ class ModelSection:
         path, revision: the trained model to go on from; None: from scratch.
         fields: fields of the configuration.
         loading: `dtype`, `attn_implementation` where they are given.
+        new_head: whether the trained model's own head is left out.
     """
 
     path: str | None
     revision: str | None
     fields: dict
     loading: dict
+    new_head: bool = False
 
     def config(
         self, tokenizer: PreTrainedTokenizerBase | None = None, *, vocab_size: int | None = None, **head
@@ -75,10 +80,11 @@ class ModelSection:
         return config_class(vocab_size=vocab_size, **{**fields, **head})
 
     def build(self, auto_class, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-        """The model with a head of `auto_class`: new weights, or trained ones with the vocabulary grown to the tokenizer's.
+        """The model with a head of `auto_class`: new weights, or trained ones with the vocabulary grown by added tokens.
 
         Raises:
-            ValueError: `auto_class` has no such model.
+            ValueError: `auto_class` has no such model; a trained head for other labels; a tokenizer of more tokens than the
+                trained model has embeddings for.
         """
         if type(config) not in auto_class._model_mapping:
             able = sorted(c.model_type for c in auto_class._model_mapping if c.model_type.startswith("hfx_"))
@@ -87,10 +93,49 @@ class ModelSection:
             )
         if self.path is None:
             return auto_class.from_config(config, **self.loading)
-        model = auto_class.from_pretrained(self.path, revision=self.revision, config=config, **self.loading)
-        if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+        if self._leaves_head(auto_class._model_mapping[type(config)], config):
+            model = auto_class.from_config(config, **self.loading)
+            body = AutoModel.from_pretrained(self.path, revision=self.revision, config=config, **self.loading)
+            # a body alone may have a pooler that the head's has not
+            model.base_model.load_state_dict(body.state_dict(), strict=False)
+        else:
+            model = auto_class.from_pretrained(self.path, revision=self.revision, config=config, **self.loading)
+        num_embeddings = model.get_input_embeddings().num_embeddings
+        if tokenizer.vocab_size > num_embeddings:
+            raise ValueError(
+                f"tokenizer: has {tokenizer.vocab_size:,} tokens, model.path={self.path!r} has embeddings for "
+                f"{num_embeddings:,}; leave tokenizer out to take the model's own"
+            )
+        if len(tokenizer) > num_embeddings:  # tokens that the task added
             model.resize_token_embeddings(len(tokenizer))
         return model
+
+    def _leaves_head(self, model_class: type, config: PretrainedConfig) -> bool:
+        """Whether the trained model gives its body alone: it was asked to, or its head is one for labels of another kind,
+        whose weights may have the same names.
+
+        Raises:
+            ValueError: its head is for other labels.
+        """
+        saved = AutoConfig.from_pretrained(self.path, revision=self.revision)
+        trained = (saved.architectures or [""])[0]
+        if self.new_head or not trained.endswith(_LABELLED):
+            return self.new_head
+        if trained != model_class.__name__:
+            return True
+        before, now = (list((c.id2label or {}).values()) for c in (saved, config))
+        is_named = any(name != f"LABEL_{number}" for number, name in enumerate(before))
+        if before != now if is_named else len(before) != len(now):
+            raise ValueError(
+                f"model.path={self.path!r}: its head is for {_names(before)}, the data's labels are {_names(now)}; map them "
+                "with the task's label names, or draw a new head with model.new_head: true"
+            )
+        return False
+
+
+def _names(labels: list[str]) -> str:
+    more = f" … ({len(labels)})" if len(labels) > 6 else ""
+    return ", ".join(map(str, labels[:6])) + more
 
 
 def _missing(path: str) -> str:
@@ -106,7 +151,7 @@ def read_model_section(section: dict) -> ModelSection:
         ValueError: one line, for what can't be meant.
     """
     section = dict(section)
-    path, revision = section.pop("path", None), section.pop("revision", None)
+    path, revision, new_head = section.pop("path", None), section.pop("revision", None), section.pop("new_head", False)
     loading = {name: section.pop(name) for name in ("dtype", "attn_implementation") if name in section}
     if path is not None and "model_type" in section:
         raise ValueError(
@@ -114,6 +159,8 @@ def read_model_section(section: dict) -> ModelSection:
         )
     if path is None and revision is not None:
         raise ValueError(f"model.revision={revision!r}: has no effect without model.path; leave it out")
+    if not isinstance(new_head, bool) or (path is None and new_head):
+        raise ValueError(f"model.new_head={new_head!r}: is true or false, and needs model.path; leave it out")
     # a folder's name must not be asked of the Hub, with its retries
     if path is not None and not Path(path).is_dir() and "train one first" in _missing(str(path)):
         raise ValueError(_missing(str(path)))
@@ -124,4 +171,4 @@ def read_model_section(section: dict) -> ModelSection:
     dtype = loading.get("dtype", "float32")
     if not isinstance(getattr(torch, str(dtype), None), torch.dtype):
         raise ValueError(f"model.dtype={dtype!r}: must be a torch dtype such as float32 or bfloat16")
-    return ModelSection(None if path is None else str(path), revision, section, loading)
+    return ModelSection(None if path is None else str(path), revision, section, loading, new_head)
