@@ -213,6 +213,8 @@ class HfxTrainingArguments(TrainingArguments):
         if not torch.accelerator.is_available():
             # until told so, the stock arguments refuse bf16 then, and several processes would each train alone
             self.use_cpu = self.use_cpu or self.bf16 or int(os.environ.get("WORLD_SIZE", 1)) > 1
+            # an installed DeepSpeed is imported by every Trainer, and looks for an accelerator aloud
+            os.environ.setdefault("DS_ACCELERATOR", "cpu")
         self.tp_size, self.fsdp_size = launched_sizes(self.tp_size, self.fsdp_size)
         super().__post_init__()
         check_processes(self)
