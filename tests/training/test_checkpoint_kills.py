@@ -5,6 +5,7 @@ in the weights of the uninterrupted run, bit for bit. The processes are in check
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -65,7 +66,10 @@ def assert_exact(found: dict, codes: set[int]) -> None:
     if KILLED in ended and found.get("processes", 1) > 1:
         ended.discard(1)  # the other may notice before it is killed too
     assert ended <= codes, what
-    assert found.get("resumed_codes", [0]) == [0] * found.get("processes", 1), what
+    everywhere = [0] * found.get("processes", 1)
+    assert found.get("resumed_codes", everywhere) == everywhere, (
+        what
+    )  # none where the run had ended before it was killed
     assert found["equal"], what
     left = [name for name in found["resumed_folders"] if name.startswith("_unfinished")]
     assert not left, what
@@ -157,7 +161,7 @@ def test_killed_asked_to_end_on_full_disks_and_with_flipped_bits(tmp_path):
 def test_every_operation_random_moments_and_every_file(variant, processes, tmp_path):
     counted = count(tmp_path, variant, processes, save_total_limit=2)
     cases = kills(counted, every=processes == 1)
-    assert_all_exact(run_cases(tmp_path, cases), {KILLED}, at_least=20)
+    assert_all_exact(run_cases(tmp_path, cases), {KILLED}, at_least=20 if processes == 1 else 15)
     same = {"variant": variant, "processes": processes, "arguments": {"save_total_limit": 2}}
     draw = random.Random(variant)
     moments = [{**same, "event": {"kind": "kill_after", "share": draw.random()}} for _ in range(6)]
@@ -182,5 +186,7 @@ def test_states_that_deepspeed_writes(variant, tmp_path):
     same = {"variant": variant, "processes": 2}
     stops = [{**same, "event": {"kind": "sigterm", "step": 2, "rank": 1}}]
     assert_all_exact(run_cases(tmp_path, stops), {STOPPED_EXIT_CODE}, at_least=1)
-    flips = [{**same, "event": {"kind": "flip", "file": name}} for name in counted["files"]]
+    # the files were counted in the last checkpoint; the one that loses a bit is that of step 4
+    files = [re.sub(r"^global_step\d+/", "global_step4/", name) for name in counted["files"]]
+    flips = [{**same, "event": {"kind": "flip", "file": name}} for name in files]
     assert_all_exact(run_cases(tmp_path, flips), {0}, at_least=8)
