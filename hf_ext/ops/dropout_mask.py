@@ -8,6 +8,8 @@ step costs as much as a tenth of its matrix products. Sixteen bits an element ar
 import torch
 from torch.nn import functional as F
 
+from hf_ext.ops.fake_tensors import has_values
+
 
 LEVELS = 2**16  # of a probability: those of an int16
 LOWEST = torch.iinfo(torch.int16).min
@@ -24,7 +26,12 @@ def dropout(x: torch.Tensor, p: float) -> torch.Tensor:
         The same shape and dtype. For the backward pass a byte an element is kept.
     """
     threshold = round(p * LEVELS)
-    if not 0 < threshold < LEVELS or not _draws_bits(x):
+    if not 0 < threshold < LEVELS:
+        return F.dropout(x, p)
+    if not torch.compiler.is_compiling() and not has_values(x):
+        # an estimate of memory: a byte an element is kept, as below and as torch's own on accelerators
+        return _Masked.apply(x, torch.empty_like(x, dtype=torch.bool).bernoulli_(1 - p), 1 / (1 - p))
+    if not _draws_bits(x):
         return F.dropout(x, p)
     draws = torch.empty(-(-x.numel() // ELEMENTS_A_DRAW), dtype=torch.int64).random_(-(2**63), None)
     keep = draws.view(torch.int16)[: x.numel()].view(x.shape) >= LOWEST + threshold

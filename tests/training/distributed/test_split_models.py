@@ -87,7 +87,9 @@ def check(folder: Path, cases: list, ranks: int) -> None:
                 part = count_parameters(tensor_parallel_slice(HfxDecoderConfig(**SIZES), 2)).total
                 assert case["held"] == part  # what the plan on paper takes a rank to hold
             if "fsdp_size" in split:
-                assert case["held"] < 1.05 * case["whole"] / math.prod(split.values()) * split.get("ep_size", 1), name
+                # tensor parallelism leaves norms and biases whole, 3 % of an encoder as small as this
+                most = 1.1 if "tp_size" in split else 1.05
+                assert case["held"] < most * case["whole"] / math.prod(split.values()) * split.get("ep_size", 1), name
     assert not failed, "\n".join(map(str, failed))
 
 
