@@ -1,7 +1,7 @@
 """The folder of a run: whether it may be written to, which checkpoint to go on from, and whether that fits."""
 
 import json
-import os
+import tempfile
 from pathlib import Path
 
 from transformers import PretrainedConfig
@@ -62,13 +62,20 @@ def _find_checkpoint(output_dir: str, resume: str | bool | None) -> str | None:
 
 
 def check_writable(output_dir: str) -> None:
-    """Raises ValueError where the folder can't be made or written to."""
+    """Raises ValueError where the folder can't be made or written to. It tries: permissions alone don't tell of all."""
     there = Path(output_dir).absolute()
     while not there.exists():
         there = there.parent
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        what = "can't be written to" if there.is_dir() else "is a file"
-        raise ValueError(f"training.output_dir={output_dir!r}: {there.name or there} {what}; choose another folder")
+    if not there.is_dir():
+        raise ValueError(f"training.output_dir={output_dir!r}: {there.name} is a file; choose another folder")
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"training.output_dir={output_dir!r}: {there.name or there} can't be written to ({error.strerror}); "
+            "choose another folder"
+        ) from None
 
 
 # sections of a recipe that may change on the way: the model is compared by its configuration and its parameters, the data
