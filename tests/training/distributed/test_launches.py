@@ -83,11 +83,10 @@ def test_files_name_what_there_is():
 @pytest.mark.full
 @pytest.mark.parametrize("name", FILES)
 def test_accelerate_runs_a_recipe(name, tmp_path):
-    if name.startswith("zero") and not (find_spec("deepspeed") and is_built("deepspeed_shm_comm")):
+    if name.startswith(("zero", "autotp")) and not (find_spec("deepspeed") and is_built("deepspeed_shm_comm")):
         pytest.skip("DeepSpeed or its operator is not there; python -m hf_ext.training.deepspeed_ops")
-    more = {"save_only_model": "true"} if name in ("fsdp2", "tp") else {}
     command = [*ACCELERATE, "--config_file", f"recipes/accelerate/{name}.yaml", "--num_processes", "2", SCRIPT, RECIPE]
-    check_run(tmp_path / "run", succeed([*command, *options(tmp_path / "run", **more)]))
+    check_run(tmp_path / "run", succeed([*command, *options(tmp_path / "run")]))
 
 
 @pytest.mark.heavy
