@@ -23,7 +23,7 @@ from hf_ext.models.scored_tokens import IGNORE_INDEX
 from hf_ext.training.arguments import HfxTrainingArguments
 from hf_ext.training.balance_experts import BalanceExperts, balanced_routers
 from hf_ext.training.checkpoints.checkpointed_trainer import CheckpointedTrainer
-from hf_ext.training.distributed import check_engine, is_split, parallelism
+from hf_ext.training.distributed import autotp_size, check_engine, is_split, parallelism
 from hf_ext.training.float8 import float8_handlers
 from hf_ext.training.layer_rates import distances_to_head, set_layer_rates
 from hf_ext.training.length_grouped_batches import (
@@ -261,6 +261,11 @@ class HfxTrainer(CheckpointedTrainer):
             put_on_device=True,
             dispatch_batches=False,
         )
+
+    def get_tp_size(self) -> int:
+        """As transformers', and DeepSpeed's from a launch file too, of which the arguments know nothing."""
+        plugin = self.accelerator.state.deepspeed_plugin if self.is_deepspeed_enabled else None
+        return max(super().get_tp_size(), autotp_size(plugin))
 
     def get_total_train_batch_size(self, args) -> int:
         """Rows an optimizer step; of batches by tokens, their mean."""

@@ -36,12 +36,14 @@ import torch
 import transformers.modeling_utils
 from transformers import TrainerCallback, TrainerState, set_seed
 
+import hf_ext.training.checkpoints.split_optimizer
 import hf_ext.training.weight_average
 from hf_ext.data import pack_documents
 from hf_ext.models import HfxDecoderConfig, HfxDecoderForCausalLM, HfxEncoderConfig, HfxEncoderForMaskedLM
 from hf_ext.objectives import CausalCollator, MaskedCollator
 from hf_ext.tasks.run_folder import find_checkpoint, is_complete
 from hf_ext.training.arguments import HfxTrainingArguments
+from hf_ext.training.distributed import split_model
 from hf_ext.training.trainer import HfxTrainer
 
 
@@ -64,6 +66,11 @@ def documents(count=40):
 
 def decoder():
     return HfxDecoderForCausalLM(HfxDecoderConfig(**SIZES, tie_word_embeddings=True))
+
+
+def untied_decoder():
+    """Its 97 words don't divide, which tied ones must."""
+    return HfxDecoderForCausalLM(HfxDecoderConfig(**SIZES, tie_word_embeddings=False))
 
 
 def encoder():
@@ -121,6 +128,9 @@ VARIANTS = {
     "token_stream": (decoder, partial(stream, rows), causal, {"tokens_per_batch": 96, "length_pool_size": 20}),
     "zero2": (decoder, rows, causal, zero(2)),
     "zero3": (decoder, rows, causal, zero(3)),
+    "fsdp2": (untied_decoder, rows, causal, {"fsdp_size": 2}),
+    "tp": (untied_decoder, rows, causal, {"tp_size": 2}),
+    "tp_fsdp2": (untied_decoder, rows, causal, {"tp_size": 2, "fsdp_size": 2}),
 }
 
 
@@ -138,6 +148,7 @@ class DiskOperations:
         self._watch(transformers.modeling_utils, "safe_save_file", "save_file")
         self._watch(peft.peft_model, "safe_save_file", "save_file")
         self._watch(hf_ext.training.weight_average, "save_file", "save_file")
+        self._watch(hf_ext.training.checkpoints.split_optimizer, "save_file", "save_file")
 
     def _watch(self, owner, attribute, name):
         function = getattr(owner, attribute)
@@ -194,7 +205,9 @@ def make_trainer(variant, folder, arguments):
         **{**defaults, **given, **arguments},
     )
     set_seed(11)
-    return EventTrainer(model=make_model(), args=args, data_collator=collator(), train_dataset=make_rows())
+    return EventTrainer(
+        model=split_model(make_model(), args), args=args, data_collator=collator(), train_dataset=make_rows()
+    )
 
 
 def fill_up(folder):

@@ -190,3 +190,24 @@ def test_states_that_deepspeed_writes(variant, tmp_path):
     files = [re.sub(r"^global_step\d+/", "global_step4/", name) for name in counted["files"]]
     flips = [{**same, "event": {"kind": "flip", "file": name}} for name in files]
     assert_all_exact(run_cases(tmp_path, flips), {0}, at_least=8)
+
+
+@pytest.mark.full
+@pytest.mark.heavy
+@pytest.mark.parametrize(("variant", "processes"), [("fsdp2", 2), ("tp", 2), ("tp_fsdp2", 4)])
+def test_states_of_weights_in_parts(variant, processes, tmp_path):
+    counted = count(tmp_path, variant, processes)
+    parts = [f"optimizer_{rank}.safetensors" for rank in range(processes)]
+    assert {"model.safetensors", "optimizer_parts.json", *parts} <= set(counted["files"])
+    cases = kills(counted, every=False)
+    same = {"variant": variant, "processes": processes}
+    # the part of a process that isn't the first: before it, and in its midst
+    own = [kill("save_file", rank=processes - 1), kill("save_file", rank=processes - 1, half=True)]
+    cases += [{**same, "event": event} for event in (*own, kill("torch.save", rank=processes - 1))]
+    assert_all_exact(run_cases(tmp_path, cases), {KILLED}, at_least=13)
+    stops = [{**same, "event": {"kind": "sigterm", "step": 2, "rank": processes - 1}}]
+    assert_all_exact(run_cases(tmp_path, stops), {STOPPED_EXIT_CODE}, at_least=1)
+    full = [{**same, "event": {"kind": "full_disk", "bytes": 20_000}}]
+    assert_all_exact(run_cases(tmp_path, full), {2}, at_least=1)
+    flips = [{**same, "event": {"kind": "flip", "file": name}} for name in counted["files"]]
+    assert_all_exact(run_cases(tmp_path, flips), {0}, at_least=8)

@@ -4,10 +4,11 @@ from collections.abc import Collection, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
 from torch.utils.data import IterableDataset
 from transformers import Trainer
-from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
+from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import SaveStrategy, has_length
 from transformers.utils import logging
@@ -29,7 +30,9 @@ from hf_ext.training.checkpoints.folders import (
 )
 from hf_ext.training.checkpoints.manifest import verify
 from hf_ext.training.checkpoints.resume import check_states, newest_verified, set_later_aside
+from hf_ext.training.checkpoints.split_optimizer import load_part, save_part
 from hf_ext.training.checkpoints.stop_request import StoppedBySignal, StopRequest
+from hf_ext.training.distributed import as_whole, gathered_weights, load_into_parts
 
 
 logger = logging.get_logger(__name__)
@@ -55,6 +58,19 @@ class CheckpointedTrainer(Trainer):
     _draws: DrawsByBatch | None = None
     _saved_step: int | None = None
     _place = (0, 0)  # epoch, batches of it that this process has trained on
+
+    def __init__(self, *args, **kwargs):
+        model = kwargs.get("model", args[0] if args else None)
+        arguments = kwargs.get("args", args[1] if len(args) > 1 else None)
+        if arguments is None or not getattr(model, "is_distributed_loading_by_transformers", False):
+            super().__init__(*args, **kwargs)
+            return
+        # transformers refuses to save optimizer states of weights in parts, which this class does itself
+        asked, arguments.save_only_model = arguments.save_only_model, True
+        try:
+            super().__init__(*args, **kwargs)
+        finally:
+            arguments.save_only_model = asked
 
     @property
     def engine(self) -> str:
@@ -127,10 +143,7 @@ class CheckpointedTrainer(Trainer):
         self._note_best(run_folder)
         try:
             unfinished = agreed(lambda: begin(final), here=self.args.should_save)
-            if self._saves_together:  # engines wait for each other inside
-                self._write_states(unfinished)
-            else:
-                agreed(lambda: self._write_states(unfinished))
+            self._write_states(unfinished)
             agreed(lambda: sync_tree(unfinished), here=self.args.local_process_index == 0)
             agreed(lambda: finish(unfinished, final, step, self._fingerprint), here=self.args.should_save)
         except (OSError, RuntimeError, SafetensorError) as error:
@@ -148,10 +161,6 @@ class CheckpointedTrainer(Trainer):
             kept = {final} if best is None else {final, Path(best)}
             rotate(run_folder, self.args.save_total_limit, kept)
 
-    @property
-    def _saves_together(self) -> bool:
-        return self.engine not in ("one process", "ddp")
-
     def _failure(self, final: Path, reason: str) -> str:
         before = [folder for folder in checkpoints_in(final.parent) if folder != final]
         intact = (
@@ -168,13 +177,38 @@ class CheckpointedTrainer(Trainer):
                 self.state.best_model_checkpoint = str(folder)
 
     def _write_states(self, folder: Path) -> None:
-        self.save_model(str(folder), _internal_call=True)
+        def weights() -> None:
+            self.save_model(str(folder), _internal_call=True)
+
+        def other_states() -> None:
+            self._write_other_states(folder)
+
+        if self.engine in ("one process", "ddp"):
+            agreed(weights)
+            agreed(other_states)
+        elif self.engine == "sharded":
+            weights()  # gathered by all, then written by one, on which they agree
+            agreed(other_states)
+        else:  # engines wait for each other inside, where a process that fails can't tell the others
+            weights()
+            other_states()
+            self.accelerator.wait_for_everyone()  # until what each writes is there, to be synced
+
+    def _write_other_states(self, folder: Path) -> None:
         if not self.args.save_only_model:
             self._save_optimizer_and_scheduler(str(folder))
             self._save_scaler(str(folder))
             self._save_rng_state(str(folder))
         if self.args.should_save:
             self._save_callbacks_and_state(folder)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if self.engine != "sharded":
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        save_part(output_dir, self.model, self.optimizer, process_index=self.args.process_index)
+        if self.args.should_save:
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
 
     def _save_callbacks_and_state(self, folder: Path) -> None:
         for callback in (*self.callback_handler.callbacks, self.control):
@@ -190,7 +224,12 @@ class CheckpointedTrainer(Trainer):
         self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        super()._save(output_dir, state_dict)
+        if self.engine == "sharded" and state_dict is None:
+            weights, save = gathered_weights(self.model), super()._save
+            with as_whole(self.model):
+                agreed(lambda: save(output_dir, weights), here=self.args.should_save)
+        else:
+            super()._save(output_dir, state_dict)
         if self.args.should_save:
             self._arguments_as_json(Path(self.args.output_dir if output_dir is None else output_dir))
 
@@ -233,11 +272,25 @@ class CheckpointedTrainer(Trainer):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         is_changed = checkpoint is not None and "optimizer" in self.allow_change and not self.is_deepspeed_enabled
         with settings_kept(self.optimizer, self.lr_scheduler) if is_changed else nullcontext():
-            super()._load_optimizer_and_scheduler(checkpoint)
+            if checkpoint is None or self.engine != "sharded":
+                super()._load_optimizer_and_scheduler(checkpoint)
+                return
+            load_part(checkpoint, self.model, self.optimizer, process_index=self.args.process_index)
+            self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
+        if self.engine == "sharded":
+            load_into_parts(self.model, resume_from_checkpoint, self.args)
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_best_model(self) -> None:
-        agreed(lambda: verify(self.state.best_model_checkpoint), here=self.args.should_save)
-        super()._load_best_model()
+        best = self.state.best_model_checkpoint
+        agreed(lambda: verify(best), here=self.args.should_save)
+        if self.engine == "sharded":
+            self._load_from_checkpoint(best)
+        else:
+            super()._load_best_model()
 
     @contextmanager
     def _drawing_by_batch(self):

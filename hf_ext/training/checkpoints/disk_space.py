@@ -4,7 +4,9 @@ import math
 import shutil
 from pathlib import Path
 
+import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 from transformers import TrainerState
 from transformers.trainer_utils import SaveStrategy
 
@@ -62,9 +64,15 @@ def checkpoint_bytes(model: nn.Module, optimizer, args: HfxTrainingArguments, *,
     if engine.startswith("deepspeed"):  # its own copy of the weights, and in fp32 master weights and two states
         return total + weights + 3 * FP32_BYTES * sum(number for number, _ in trained)
     groups = getattr(optimizer, "param_groups", [])
-    return total + sum(
-        _num_states(group) * sum(p.numel() * p.element_size() for p in group["params"]) for group in groups
+    # of weights in parts every process writes what it holds
+    writers = args.world_size if engine == "sharded" else 1
+    return total + writers * sum(
+        _num_states(group) * sum(_held(p) * p.element_size() for p in group["params"]) for group in groups
     )
+
+
+def _held(parameter: torch.Tensor) -> int:
+    return parameter.to_local().numel() if isinstance(parameter, DTensor) else parameter.numel()
 
 
 def _num_states(group: dict) -> int:

@@ -9,6 +9,7 @@ A fingerprint is groups of fields, plain JSON; a group may be allowed to differ 
     kernels     attention, compiled or not          seed        of the draws, of the order of rows
     optimizer   rates, schedule, average            states      which optimizer; it may never differ
     versions    of torch, transformers, …           sections    of a recipe, each allowed by its own name
+    split       in how many parts the weights lie by which engine of transformers; it may never differ
 
 How long to train, when to log, evaluate and save are not in it.
 """
@@ -58,7 +59,7 @@ def run_fingerprint(
     Args:
         model: as it is trained, with its adapter if it has one.
         dataset: what is trained on, or None.
-        engine: "one process", "ddp", "fsdp", "deepspeed zero 2".
+        engine: "one process", "ddp", "fsdp", "sharded", "deepspeed zero 2".
         sections: of the recipe, those that say what is trained; "data" counts where the rows can't be looked at. None
             where there is no recipe.
     """
@@ -70,6 +71,7 @@ def run_fingerprint(
         "parameters": _parameters(model),
         "adapter": {} if adapters is None else _adapter(model, adapters),
         "data": _rows(dataset) if _has_rows(dataset) else {"stream": True, **data},
+        "split": _split(args),
         "processes": {"world_size": args.world_size, "devices": args.n_gpu, "engine": engine},
         "kernels": {
             "attention": getattr(getattr(inner, "config", None), "_attn_implementation", None),
@@ -129,6 +131,9 @@ def _describe(name: str, group: str, field: str, before, now) -> str:
         return f"{field}: {now or {}} is not what {name} was trained with, {before or {}}; {remedy}"
     if group == "data" and field in ("rows", "number", "class"):
         return f"data: other rows than {name} was trained on; {remedy}"
+    if group == "split":
+        whole = "tp_size=1, fsdp_size=1"
+        return f"{now or whole}: {name} was trained with {before or whole}; {remedy}"
     if group == "adapter" and field == "base":
         return f"model.path: other weights are under the adapter than under that of {name}; {remedy}"
     if group in ("processes", "kernels", "versions"):
@@ -161,6 +166,12 @@ def _parameters(model: nn.Module) -> dict:
     # of what DeepSpeed has split, the whole shape; buffers and tied weights belong to the configuration
     named = [(name, tuple(getattr(p, "ds_shape", p.shape)), p.requires_grad) for name, p in model.named_parameters()]
     return {"number": len(named), "shapes": hashlib.sha256(repr(sorted(named)).encode()).hexdigest()[:16]}
+
+
+def _split(args: HfxTrainingArguments) -> dict:
+    # nothing of whole weights: older fingerprints don't have this group
+    is_split = args.tp_size * args.fsdp_size > 1
+    return {"sizes": f"tp_size={args.tp_size}, fsdp_size={args.fsdp_size}"} if is_split else {}
 
 
 def _adapter(model: nn.Module, adapters: Mapping) -> dict:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from hf_ext.training.checkpoints.folders import checkpoints_in, remove_unfinished, set_aside, step_of
 from hf_ext.training.checkpoints.manifest import BrokenCheckpointError, Manifest, verify
+from hf_ext.training.checkpoints.split_optimizer import PARTS_NAME, part_name
 
 
 # what must be there beside the weights, as patterns of paths, by engine
@@ -17,10 +18,11 @@ STATES = {
         "the optimizer's states": r"[^/]+/.*optim_states\.pt",
     },
     "fsdp": {**_TRAINER_STATES, "the optimizer's states": r"optimizer.*"},
+    "sharded": {**_TRAINER_STATES, "the optimizer's states": re.escape(PARTS_NAME)},
 }
 ORDINARY_STATES = {**_TRAINER_STATES, "the optimizer's states": r"optimizer\.(pt|bin)"}
-# the average alone is no weights to go on from
-_WEIGHTS = r"(?!ema\.).*\.safetensors|pytorch_model.*|[^/]+/(zero_pp_rank_.*|mp_rank_.*)model_states\.pt"
+# the average alone is no weights to go on from, nor is an optimizer's part
+_WEIGHTS = r"(?!ema\.|optimizer_).*\.safetensors|pytorch_model.*|[^/]+/(zero_pp_rank_.*|mp_rank_.*)model_states\.pt"
 
 
 def newest_verified(run_folder: str | Path) -> tuple[Path | None, list[str]]:
@@ -65,6 +67,9 @@ def check_states(
     if "processes" not in allowed:
         ranks = ["rng_state"] if world_size == 1 else [f"rng_state_{rank}" for rank in range(world_size)]
         needed |= {f"the random states ({rank}.pth)": rf"{rank}\.pth" for rank in ranks}
+    if engine == "sharded":
+        parts = [part_name(rank) for rank in range(world_size)]
+        needed |= {f"the optimizer's states ({part})": re.escape(part) for part in parts}
     for what, pattern in needed.items():
         if not any(re.fullmatch(pattern, name) for name in manifest.files):
             raise ValueError(

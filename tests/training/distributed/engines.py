@@ -3,7 +3,8 @@
     engines.py '{"folder": …, "engines": ["ddp", "zero2 bf16", …]}'        in each rank, or without ranks
 
 The second word of an engine is an option: bf16 (mixed precision), checkpointing, resume (two steps, a checkpoint, and the
-rest from it), tied (output and input have one matrix), resize (that, and a vocabulary that grows before training).
+rest from it), best (of two evaluations the one with the higher loss, which is the first), tied (output and input have one
+matrix), resize (that, and a vocabulary that grows before training).
 """
 
 import gc
@@ -93,11 +94,10 @@ def arguments_of(engine: str, option: str, folder: Path, ranks: int) -> HfxTrain
     sizes, deepspeed = {}, None
     if engine in ("tp", "fsdp2", "tp_fsdp2"):
         tensor = {"tp": ranks, "fsdp2": 1, "tp_fsdp2": 2}[engine]
-        sizes = {"tp_size": tensor, "fsdp_size": ranks // tensor, "save_only_model": True}
+        sizes = {"tp_size": tensor, "fsdp_size": ranks // tensor}
     elif engine == "autotp":  # DeepSpeed's tensor parallelism, by the same plan
-        deepspeed = json.loads((RECIPES / "deepspeed" / "zero1.json").read_text())
-        deepspeed["tensor_parallel"] = {"autotp_size": ranks}
-        deepspeed["zero_optimization"]["stage3_gather_16bit_weights_on_model_save"] = True  # whatever the stage
+        deepspeed = json.loads((RECIPES / "deepspeed" / "autotp.json").read_text())
+        deepspeed["tensor_parallel"]["autotp_size"] = ranks
     elif engine.startswith("zero"):
         deepspeed = json.loads((RECIPES / "deepspeed" / f"{engine}.json").read_text())
         if deepspeed["zero_optimization"]["stage"] == 3:  # of so small a model everything would be kept whole
@@ -118,6 +118,11 @@ def arguments_of(engine: str, option: str, folder: Path, ranks: int) -> HfxTrain
         report_to="none",
         disable_tqdm=True,
         prediction_loss_only=True,
+        eval_strategy="steps" if option == "best" else "no",
+        eval_steps=2,
+        load_best_model_at_end=option == "best",
+        metric_for_best_model="loss" if option == "best" else None,
+        greater_is_better=True if option == "best" else None,
         bf16=option == "bf16",
         gradient_checkpointing=option == "checkpointing",
         deepspeed=deepspeed,
@@ -146,6 +151,7 @@ def train(engine: str, option: str, folder: Path, start: Path, ranks: int) -> di
     running.losses, running.norms = losses + running.losses, norms + running.norms
     found = {"losses": running.losses, "norms": running.norms, "eval_loss": running.evaluate()["eval_loss"]}
     found["split"] = is_split(running.model)
+    found["checkpointing"] = running.model.is_gradient_checkpointing
     found["type"] = type(running.model_wrapped).__name__
     running.save_model()
     return found
@@ -156,6 +162,9 @@ def forget_engine() -> None:
     for name in [n for n in os.environ if n.startswith(("ACCELERATE_", "FSDP_"))]:
         os.environ.pop(name)
     unset_hf_deepspeed_config()
+    tensor_parallel = sys.modules.get("deepspeed.runtime.tensor_parallel.init_utils")
+    if tensor_parallel is not None:  # it refuses another dtype for the next model
+        tensor_parallel._TP_MODEL_INIT_ARGS = None
     gc.collect()
 
 

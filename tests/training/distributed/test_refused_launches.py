@@ -1,13 +1,24 @@
 """Runs that would be less than what was asked for end in one line, before their first step."""
 
+from types import SimpleNamespace
+
 import pytest
+from torch import nn
 from training.distributed import engines
 from transformers import AutoModelForCausalLM
 
 from hf_ext import HfxDecoderConfig, HfxDecoderForCausalLM
 from hf_ext.training import deepspeed_ops
 from hf_ext.training.arguments import HfxTrainingArguments
-from hf_ext.training.distributed import check_adapter, check_divisible, check_processes, launched_sizes
+from hf_ext.training.distributed import (
+    autotp_size,
+    check_adapter,
+    check_divisible,
+    check_engine,
+    check_processes,
+    check_tied_rows,
+    launched_sizes,
+)
 from hf_ext.training.trainer import HfxTrainer
 
 
@@ -17,6 +28,12 @@ def arguments(tmp_path):
         return HfxTrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none", max_steps=1, **given)
 
     return make
+
+
+def autotp(size: int | None) -> SimpleNamespace:
+    """As accelerate's plugin of DeepSpeed, with its tensor parallelism or without."""
+    asked = {} if size is None else {"tensor_parallel": {"autotp_size": size}}
+    return SimpleNamespace(zero_stage=1, deepspeed_config=asked)
 
 
 def refuse(match: str):
@@ -90,19 +107,33 @@ def test_engines_that_are_not_at_work(arguments, monkeypatch):
         running.train()
 
 
+def test_autotp_that_divides_nothing(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    state = SimpleNamespace(deepspeed_plugin=autotp(2))
+    running = SimpleNamespace(
+        args=SimpleNamespace(deepspeed=None, matrix_optimizer=None),
+        model=nn.Linear(2, 2),
+        model_wrapped=SimpleNamespace(zero_optimization_stage=lambda: 1),
+        accelerator=SimpleNamespace(state=state),
+    )
+    with refuse(r"^autotp_size=2: DeepSpeed has divided no matrix"):
+        check_engine(running)
+    running.model.weight.tensor_model_parallel = True  # DeepSpeed's mark
+    check_engine(running)
+    state.deepspeed_plugin.zero_stage = 0
+    running.model_wrapped.zero_optimization_stage = lambda: 0
+    running.args.matrix_optimizer = "muon"
+    with refuse(r"^matrix_optimizer='muon': not under autotp_size=2, where nobody has a whole matrix"):
+        check_engine(running)
+
+
 def test_what_goes_with_parts_of_weights(arguments, monkeypatch):
     monkeypatch.setattr(HfxTrainingArguments, "world_size", 2)
-    sizes = arguments(fsdp_size=2, save_only_model=True)
+    sizes = arguments(fsdp_size=2)
     for given, match in (
-        (
-            {},
-            r"^save_only_model=False: with tp_size=1, fsdp_size=2 a checkpoint would have the optimizer states of one",
-        ),
-        (
-            {"save_only_model": True, "matrix_optimizer": "muon"},
-            r"^matrix_optimizer='muon': not with tp_size=1, fsdp_size=2",
-        ),
-        ({"save_only_model": True, "ema_decay": 0.9}, r"^ema_decay=0.9: not with tp_size=1, fsdp_size=2"),
+        ({"matrix_optimizer": "muon"}, r"^matrix_optimizer='muon': not with tp_size=1, fsdp_size=2"),
+        ({"save_on_each_node": True}, r"^save_on_each_node=True: not with tp_size=1, fsdp_size=2"),
+        ({"ema_decay": 0.9}, r"^ema_decay=0.9: not with tp_size=1, fsdp_size=2"),
     ):
         with refuse(match):
             arguments(fsdp_size=2, **given)
@@ -112,6 +143,9 @@ def test_what_goes_with_parts_of_weights(arguments, monkeypatch):
             check_processes(sizes)
     with refuse(r"^adapter.method='lora': not with tp_size=1, fsdp_size=2, where no process has the weights"):
         check_adapter("lora", sizes)
+    with refuse(r"^adapter.method='lora': not with autotp_size=2, where no process has the weights"):
+        check_adapter("lora", SimpleNamespace(deepspeed_plugin=autotp(2), tp_size=1, fsdp_size=1))
+    assert [autotp_size(plugin) for plugin in (None, autotp(None), autotp(1), autotp(4))] == [1, 1, 1, 4]
 
 
 @pytest.mark.parametrize(
@@ -128,6 +162,19 @@ def test_heads_that_cant_be_divided(options, tp_size, part):
     check_divisible(config, 1)
     with refuse(rf"^tp_size={tp_size}: can't divide model.{part}; choose a divisor of it"):
         check_divisible(config, tp_size)
+
+
+def test_tied_rows_of_which_fsdp2_would_train_a_copy():
+    def tied(vocab_size: int, *, tie_word_embeddings: bool = True) -> HfxDecoderForCausalLM:
+        options = {"vocab_size": vocab_size, "tie_word_embeddings": tie_word_embeddings}
+        return HfxDecoderForCausalLM(HfxDecoderConfig(**{**engines.MODEL, **options}))
+
+    for vocab_size, tp_size in ((97, 1), (98, 2)):
+        with refuse(rf"^fsdp_size=2: can't divide the {vocab_size} rows of the embedding that the head shares"):
+            check_tied_rows(tied(vocab_size), tp_size, 2)
+    check_tied_rows(tied(98), 1, 2)
+    check_tied_rows(tied(97), 2, 1)  # tensor parallelism fills nothing up
+    check_tied_rows(tied(97, tie_word_embeddings=False), 1, 2)
 
 
 def test_locks_that_a_killed_compile_left(tmp_path, monkeypatch):

@@ -16,6 +16,7 @@ from hf_ext.training.deepspeed_ops import is_built
 STAGES = ["zero1", "zero2", "zero3", "zero3_offload"]
 SHORT = ["zero2", "zero3 resize"]
 LONG = [f"{stage}{option}" for stage in STAGES for option in ("", " bf16", " checkpointing", " resume")]
+AUTOTP = [f"autotp{option}" for option in ("", " bf16", " checkpointing", " resume")]
 
 pytestmark = [
     pytest.mark.heavy,
@@ -34,7 +35,7 @@ def test_two_ranks_train_as_one_process(tmp_path):
 
 @pytest.mark.full
 def test_every_stage_with_every_option(tmp_path):
-    compare(tmp_path, [*LONG, "zero3 tied", "autotp"], ranks=2)
+    compare(tmp_path, [*LONG, "zero3 tied", *AUTOTP], ranks=2)
     check_checkpoint(tmp_path / "zero3")
 
 
