@@ -11,8 +11,8 @@ from torch import nn
 
 from hf_ext.layers.linear import Linear
 from hf_ext.layers.norms import RMSNorm
+from hf_ext.layers.rope import Rotation
 from hf_ext.ops.backends import eager_attention_forward
-from hf_ext.ops.rotary import apply_rotary
 
 
 QK_NORMS = ("head", "projection")
@@ -79,7 +79,7 @@ class MultiHeadAttention(nn.Module):
         self.is_causal = is_causal
         self.sliding_window = sliding_window
         self.layer_idx = layer_idx
-        self.rope_interleave = rope_interleave
+        self.rotation = Rotation(interleaved=rope_interleave)
 
         self.q_proj = Linear(d_model, num_heads * self.head_dim, bias=bias)
         self.k_proj = Linear(d_model, num_key_value_heads * self.head_dim, bias=bias)
@@ -127,7 +127,7 @@ class MultiHeadAttention(nn.Module):
         if self.value_residual:
             value = self._mix_values(value, first_values)
         if position_embeddings is not None:
-            query, key = apply_rotary(query, key, *position_embeddings, interleaved=self.rope_interleave)
+            query, key = self.rotation(query, key, *position_embeddings)
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
         attended, weights = self._attend(query, key, value, attention_mask, attention_interface, **kwargs)

@@ -85,13 +85,32 @@ class GatedFeedForward(nn.Module):
         self.up_proj = Linear(d_model, intermediate_size, bias=bias)
         self.down_proj = Linear(intermediate_size, d_model, bias=bias)
         self.down_proj.is_residual_output = True  # read where weights are initialised
-        self.activation = ACTIVATIONS[activation]
+        self.activation = GatedActivation(activation)
         self.dropout = Dropout(dropout)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """(B, T, d_model) -> (B, T, d_model)."""
-        activated = gated(self.activation, self.gate_proj(hidden_states), self.up_proj(hidden_states))
+        activated = self.activation(self.gate_proj(hidden_states), self.up_proj(hidden_states))
         return self.down_proj(self.dropout(activated))
+
+
+class GatedActivation(nn.Module):
+    """activation(gate) * up: a module without weights, so that other kernels can stand in for it alone.
+
+    Args:
+        name: in `ACTIVATIONS`.
+    """
+
+    def __init__(self, name: str):
+        super().__init__()
+        self.name = name
+
+    def forward(self, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+        """(..., I), (..., I) -> (..., I)."""
+        return gated(ACTIVATIONS[self.name], gate, up)
+
+    def extra_repr(self) -> str:
+        return self.name
 
 
 def gated(activation: Callable[[torch.Tensor], torch.Tensor], gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:

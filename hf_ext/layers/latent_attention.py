@@ -21,9 +21,9 @@ from hf_ext.layers.attention import MultiHeadAttention, output_gate_projection
 from hf_ext.layers.linear import Linear
 from hf_ext.layers.norms import RMSNorm
 from hf_ext.layers.plain_linear import why_not_plain
+from hf_ext.layers.rope import Rotation
 from hf_ext.ops.backends import eager_attention_forward
 from hf_ext.ops.mask_rule import MaskRule
-from hf_ext.ops.rotary import apply_rotary
 
 
 class LatentAttention(MultiHeadAttention):
@@ -74,7 +74,7 @@ class LatentAttention(MultiHeadAttention):
         self.is_causal = is_causal
         self.sliding_window = sliding_window
         self.layer_idx = layer_idx
-        self.rope_interleave = rope_interleave
+        self.rotation = Rotation(interleaved=rope_interleave)
         self.value_mix = None
 
         if q_lora_rank is None:
@@ -106,9 +106,7 @@ class LatentAttention(MultiHeadAttention):
         query, latent, rotated_key = self._project(hidden_states)
         straight, turned = query.split(self.head_dims[:2], dim=-1)
         if position_embeddings is not None:
-            turned, rotated_key = apply_rotary(
-                turned, rotated_key, *position_embeddings, interleaved=self.rope_interleave
-            )
+            turned, rotated_key = self.rotation(turned, rotated_key, *position_embeddings)
         if past_key_values is not None:
             latent, rotated_key = past_key_values.update(latent, rotated_key, self.layer_idx)
 

@@ -19,7 +19,7 @@ N tokens, E experts, k of them a token, d d_model, I intermediate_size.
 import torch
 from torch import nn
 
-from hf_ext.layers.feed_forward import ACTIVATIONS, FEED_FORWARDS, gated
+from hf_ext.layers.feed_forward import ACTIVATIONS, FEED_FORWARDS, GatedActivation
 from hf_ext.ops.grouped_matmul import grouped_matmul
 
 
@@ -117,7 +117,7 @@ class Experts(nn.Module):
         super().__init__()
         self.num_experts = num_experts
         self.gated = gated
-        self.activation = ACTIVATIONS[activation]
+        self.activation = GatedActivation(activation) if gated else ACTIVATIONS[activation]
         first = torch.empty(num_experts, (2 if gated else 1) * intermediate_size, d_model).normal_(std=0.02)
         self.register_parameter("gate_up_proj" if gated else "up_proj", nn.Parameter(first))
         self.down_proj = nn.Parameter(torch.empty(num_experts, d_model, intermediate_size).normal_(std=0.02))
@@ -137,7 +137,7 @@ class Experts(nn.Module):
         x = hidden_states[tokens]
         if self.gated:
             gate, up = grouped_matmul(x, self.gate_up_proj, stops).chunk(2, dim=-1)
-            x = gated(self.activation, gate, up)
+            x = self.activation(gate, up)
         else:
             x = self.activation(grouped_matmul(x, self.up_proj, stops))
         x = grouped_matmul(x, self.down_proj, stops) * weights.flatten()[order, None].to(x.dtype)

@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from hf_ext.ops.rotary import (
+    apply_rotary,
     check_rope_parameters,
     cos_sin_by_dim,
     document_lengths,
@@ -85,6 +86,27 @@ class RotaryEmbedding(nn.Module):
         if self.depends_on_length:
             inv_freq, _ = self.frequencies(document_lengths(position_ids))
         return rotary_cos_sin(position_ids, inv_freq, self.attention_scaling, self.interleaved, dtype)
+
+
+class Rotation(nn.Module):
+    """Turns queries and keys: a module without weights, so that other kernels can stand in for it alone.
+
+    Args:
+        interleaved: as in `RotaryEmbedding`.
+    """
+
+    def __init__(self, *, interleaved: bool = False):
+        super().__init__()
+        self.interleaved = interleaved
+
+    def forward(
+        self, query: torch.Tensor, key: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Queries (B, H, T, D) and keys (B, K, T, D), their first R dims turned by cos and sin (B or 1, T, R)."""
+        return apply_rotary(query, key, cos, sin, self.interleaved)
+
+    def extra_repr(self) -> str:
+        return f"interleaved={self.interleaved}"
 
 
 class AxialRotaryEmbedding(RotaryEmbedding):
