@@ -56,25 +56,41 @@ def takes_triton(*tensors: torch.Tensor | None) -> bool:
     Raises:
         ValueError: Triton was chosen and can't run here at all.
     """
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active():
+    if _is_watched():
         return False
     choice = _overridden[-1] if _overridden else _checked(os.environ.get("HF_EXT_KERNELS", "torch"))
     if choice == "torch":
         return False
-    present = [tensor for tensor in tensors if tensor is not None]
-    if torch._C._len_torch_dispatch_stack() or not all(map(has_values, present)):
+    if not _are_real(tensors):
         return False
     missing = triton_missing()
     if missing is not None:
         raise ValueError(f"HF_EXT_KERNELS='triton': {missing}; choose torch")
+    if not kernels_reach(*tensors):
+        return False
+    _tell()
+    return True
+
+
+def kernels_reach(*tensors: torch.Tensor | None) -> bool:
+    """Whether a kernel can compute what these tensors go into: they have values, of one dtype that kernels know, on the
+    device where kernels run, and neither a compiler nor a transform looks on."""
+    if _is_watched() or not _are_real(tensors):
+        return False
+    present = [tensor for tensor in tensors if tensor is not None]
     interpreted = os.environ.get("TRITON_INTERPRET", "0") == "1"
     if not (interpreted or all(tensor.is_cuda for tensor in present)):
         return False
     dtypes = {tensor.dtype for tensor in present}
-    if len(dtypes) > 1 or not dtypes <= {torch.float32, torch.float16, torch.bfloat16}:
-        return False
-    _tell()
-    return True
+    return len(dtypes) == 1 and dtypes <= {torch.float32, torch.float16, torch.bfloat16}
+
+
+def _is_watched() -> bool:
+    return torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active()
+
+
+def _are_real(tensors: tuple[torch.Tensor | None, ...]) -> bool:
+    return not torch._C._len_torch_dispatch_stack() and all(has_values(x) for x in tensors if x is not None)
 
 
 def _checked(choice: str) -> str:

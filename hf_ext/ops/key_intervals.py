@@ -70,16 +70,27 @@ def document_intervals(
         is_causal: the last query of a document sees all its keys, each one before it one key less.
         window: tokens that a query sees, itself included.
     """
+    sides = None if window is None else window - 1
+    return bounded_document_intervals(
+        query_starts, key_starts, num_queries, left=sides, right=0 if is_causal else sides
+    )
+
+
+def bounded_document_intervals(
+    query_starts: torch.Tensor,
+    key_starts: torch.Tensor,
+    num_queries: int,
+    *,
+    left: int | None = None,
+    right: int | None = None,
+) -> KeyIntervals:
+    """As `document_intervals`, with the keys that a query sees on either side of its own place; None: all of them."""
     index = torch.arange(num_queries, device=query_starts.device)
     document = torch.searchsorted(query_starts[1:].contiguous(), index, right=True).clamp(max=len(query_starts) - 2)
     first, last = key_starts[document], key_starts[document + 1]
     own = last - query_starts[document + 1] + index  # the key that stands where the query does
-    starts, stops = first, last
-    if is_causal:
-        stops = torch.minimum(last, own + 1)
-    if window is not None:
-        starts = torch.maximum(first, own - window + 1)
-        stops = stops if is_causal else torch.minimum(last, own + window)
+    starts = first if left is None else torch.maximum(first, own - left)
+    stops = last if right is None else torch.minimum(last, own + right + 1)
     stops = torch.where(index < query_starts[-1], stops, 0)  # what comes after the last document belongs to none
     starts = torch.minimum(starts, stops).clamp(min=0)
     stops = torch.maximum(starts, stops)
