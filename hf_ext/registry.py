@@ -1,6 +1,7 @@
 """Makes transformers know our models and attention backends. The only file that touches its registries."""
 
 from importlib.util import find_spec
+from pathlib import Path
 
 from transformers import (
     AutoConfig,
@@ -13,9 +14,13 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
 )
+from transformers.integrations import register_kernel_mapping, use_kernel_forward_from_hub
 from transformers.masking_utils import AttentionMaskInterface
 from transformers.modeling_utils import AttentionInterface
+from transformers.utils import is_kernels_available
 
+from hf_ext.layers.kernel_repositories import KERNEL_NAMES, hub_mapping, local_mapping
+from hf_ext.models.after_import import after_import
 from hf_ext.models.decoder import (
     HfxDecoderConfig,
     HfxDecoderForCausalLM,
@@ -40,6 +45,7 @@ from hf_ext.models.encoder_decoder import (
     HfxEncoderDecoderForSequenceClassification,
     HfxEncoderDecoderModel,
 )
+from hf_ext.models.liger_kernels import apply_liger_kernels
 from hf_ext.ops.backends import BACKENDS
 
 
@@ -96,6 +102,32 @@ def register_adapters(constants) -> None:
             targets.setdefault(config_class.model_type, modules)
 
 
+def register_liger(monkey_patch) -> None:
+    """Lets `use_liger_kernel=True` find our model types.
+
+    Args:
+        monkey_patch: liger_kernel.transformers.monkey_patch, which has a table of them.
+    """
+    for config_class in FAMILIES:
+        monkey_patch.MODEL_TYPE_TO_APPLY_LIGER_FN.setdefault(config_class.model_type, apply_liger_kernels)
+
+
+def register_kernels(repository: str | Path | None = None, device: str = "cuda") -> None:
+    """Says which kernels `from_pretrained(..., use_kernels=True)` puts into our layers from now on, in every model.
+
+    Args:
+        repository: folder of our own kernels, from `python -m hf_ext.hub.kernel_repository`; None: those of the Hub, pinned,
+            which are fetched when a model asks for them.
+        device: that the folder's kernels are taken on; those of the Hub are for CUDA and ROCm.
+
+    Raises:
+        ValueError: the library `kernels` isn't installed, or the folder holds none.
+    """
+    if not is_kernels_available():
+        raise ValueError("register_kernels: the library kernels is not installed; pip install 'hf-ext[kernels]'")
+    register_kernel_mapping(hub_mapping() if repository is None else local_mapping(repository, device))
+
+
 def register() -> None:
     """Idempotent; `import hf_ext` calls it."""
     for config_class, heads in FAMILIES.items():
@@ -109,6 +141,11 @@ def register() -> None:
         from peft.utils import constants
 
         register_adapters(constants)
+    if is_kernels_available():
+        for layer, name in KERNEL_NAMES.items():
+            use_kernel_forward_from_hub(name)(layer)
+        register_kernels()
+    after_import("liger_kernel.transformers.monkey_patch", register_liger)
     for name, backend in BACKENDS.items():
         # in both: a backend without a mask function would be given no mask at all, and padding would leak
         AttentionInterface.register(name, backend.attend)

@@ -18,7 +18,13 @@ LOSS_OPTIONS = ("shift_labels", "label_smoothing", "z_loss_weight")
 
 class LanguageModelingHead:
     """Mixin for models with an `lm_head`. In training the loss is computed in chunks and the logits never exist whole;
-    `skip_logits=False`, or a head that isn't a plain matrix, takes the other way to the same number."""
+    `skip_logits=False`, or a head that isn't a plain matrix, takes the other way to the same number.
+
+    Attributes:
+        linear_cross_entropy: the loss in chunks; another function of the same signature may stand in for it.
+    """
+
+    linear_cross_entropy = staticmethod(linear_cross_entropy)
 
     def loss_and_logits(
         self,
@@ -64,7 +70,7 @@ class LanguageModelingHead:
         if obstacle is not None and skip_logits:
             logger.warning_once(f"lm_head {obstacle}: the loss is computed from whole logits")
         if obstacle is None and (skip_logits or not keeps_all):
-            loss = linear_cross_entropy(
+            loss = self.linear_cross_entropy(
                 hidden_states,
                 self.lm_head.weight,
                 targets,
