@@ -6,6 +6,7 @@ What is known of each implementation beforehand stands in `ops/attention_support
 from inspect import signature
 
 from torch import nn
+from transformers.integrations.hub_kernels import is_kernel
 from transformers.modeling_flash_attention_utils import lazy_import_flash_attention
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils.generic import is_flash_attention_requested
@@ -27,18 +28,24 @@ def check_loaded_attention(config, attention: str) -> None:
     """The same for an implementation that has been loaded, and so can be asked for its arguments.
 
     Raises:
-        ValueError: it isn't there (a failed download is not tried again), or it would ignore an option of `config`.
+        ValueError: it isn't there (a failed download is not tried again), it would ignore an option of `config`, or it
+            would be given masks that it doesn't take.
     """
     if attention != "eager" and attention not in ALL_ATTENTION_FUNCTIONS.valid_keys():
         raise ValueError(
             f"attn_implementation={attention!r}: could not be loaded; install its package or, with a network, "
             "its kernel in a fresh process, or choose eager, sdpa or hfx_tiled"
         )
-    if not is_flash_attention_requested(requested_attention_implementation=attention):
+    if not (is_flash_attention_requested(requested_attention_implementation=attention) or is_kernel(attention)):
         return
     (_, varlen, *_), _ = lazy_import_flash_attention(attention)
     if varlen is None:  # a kernel with an entry of its own
         return
+    if "flash" not in attention:  # masks and packed rows are prepared by the name, transformers' and ours
+        raise ValueError(
+            f"attn_implementation={attention!r}: has the functions of flash attention, which is known by the word flash in "
+            "a name; load it under one that has it"
+        )
     arguments = signature(varlen).parameters
     for name, known_as in FLASH_ARGUMENTS.items():
         value = getattr(config, name, None)

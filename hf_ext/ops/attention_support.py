@@ -54,11 +54,12 @@ def plain_name(implementation: str) -> str:
 
 
 def unsupported_options(implementation: str) -> frozenset[str]:
-    """Options that the implementation can't compute. A flash kernel nobody has looked at is taken for the first one."""
+    """Options that the implementation can't compute. A flash kernel nobody has looked at is taken for the first one, and so
+    is any kernel of the Hub, whatever its name: transformers calls them alike."""
     name = plain_name(implementation)
     if name in UNSUPPORTED:
         return UNSUPPORTED[name]
-    return UNSUPPORTED["flash_attention_2"] if "flash" in name else frozenset()
+    return UNSUPPORTED["flash_attention_2"] if "flash" in name or "/" in name else frozenset()
 
 
 def refusal(implementation: str, asked: Mapping[str, str]) -> str | None:
