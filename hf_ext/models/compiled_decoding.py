@@ -35,9 +35,13 @@ def check_compiled(generation_config, is_compiled: bool) -> None:
     """Raises ValueError where a `compile_config` would be left aside."""
     if generation_config.compile_config is None or generation_config.disable_compile or is_compiled:
         return
+    if generation_config.cache_implementation == "static":
+        raise ValueError(
+            "compile_config: these weights, quantized or held in several places, can't be compiled; leave it out"
+        )
     raise ValueError(
-        f"compile_config: needs a static cache, cache_implementation={generation_config.cache_implementation!r} is none, "
-        "and weights of a kind that compiles; set cache_implementation='static', or leave it out"
+        f"compile_config: needs a static cache, cache_implementation={generation_config.cache_implementation!r} is none; "
+        "set cache_implementation='static', or leave it out"
     )
 
 
@@ -78,7 +82,8 @@ def sample_over_static_cache(
     step = model.get_compiled_call(generation_config.compile_config)
     mask = model_kwargs.get("attention_mask")
     if mask is not None:  # tokens to come are seen once they are there: the causal order hides them till then
-        mask = F.pad(mask, (0, max(0, cache.get_max_length() - mask.shape[1])), value=1)
+        columns = max(cache.get_max_length(), generation_config.max_length - 1)  # a cache of windows alone is shorter
+        mask = F.pad(mask, (0, max(0, columns - mask.shape[1])), value=1)
     positions = model_kwargs["position_ids"][:, -1:]
     while True:
         logits = outputs.logits[:, -1].to(copy=True, dtype=torch.float32, device=input_ids.device)  # (B, V)

@@ -21,6 +21,7 @@ GREEDY = {"max_new_tokens": NEW_TOKENS, "do_sample": False, "eos_token_id": None
 SHORT = (
     "grouped, QK-norm by head",
     "local and global, softcaps, unit offset norms, scaled embeddings",
+    "sliding window, reordered norm, biases",
     "attention sinks, sliding window",
     "ALiBi, norm after the embeddings",
     "latent, queries too, interleaved",
@@ -105,14 +106,11 @@ def test_the_same_choices_and_ends(attention, preparations):
         "one token": {**GREEDY, "max_new_tokens": 1},
         "chunks": {**GREEDY, "prefill_chunk_size": 4},
     }
-    frames = []
     for name, options in ways.items():
         results = []
         for how in ({}, compiled()):
             torch.manual_seed(7)
-            streamer = Received() if "num_return_sequences" not in options else None
             preparations.clear()
-            # the streamer of one row only, as transformers asks
             rows = {k: v[:1] for k, v in batch.items()} if name == "one token" else batch
             out = model.generate(
                 **rows, **how, **options, return_dict_in_generate=True, output_scores=True, output_logits=True
@@ -120,7 +118,6 @@ def test_the_same_choices_and_ends(attention, preparations):
             results.append(out)
             if how and "prefill_chunk_size" not in options:
                 assert len(preparations) == 1, name
-            del streamer
         plain, ours = results
         assert torch.equal(plain.sequences, ours.sequences), name
         for kept in ("scores", "logits"):
@@ -128,7 +125,6 @@ def test_the_same_choices_and_ends(attention, preparations):
             for a, b in zip(plain[kept], ours[kept], strict=True):
                 torch.testing.assert_close(a, b, atol=2e-5, rtol=1e-5)
         assert isinstance(ours.past_key_values, StaticCache)
-        frames.append(torch._dynamo.utils.counters["frames"]["ok"])
     ended = model.generate(**batch, **compiled(), **ways["an end for each row"])
     assert ended.shape[1] < text.shape[1]
     assert (ended[0, 12:] == 0).all()
@@ -189,7 +185,9 @@ def test_what_can_not_be_compiled_is_refused(preparations):
         assert "\n" not in str(caught.value)
     expected = model.generate(ids, **GREEDY)
     assert torch.equal(model.generate(ids, compile_config=CompileConfig(), disable_compile=True, **GREEDY), expected)
-    assert CompileConfig()._compile_all_devices is None  # the user's own is left as it was
+    own = compiled()
+    assert torch.equal(model.generate(ids, **own, **GREEDY), expected)
+    assert own["compile_config"]._compile_all_devices is None  # left as it was
 
 
 def test_arguments_that_grow_are_transformers_own(preparations):
