@@ -9,6 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from hf_ext.layers.joint_projections import joint_product
 from hf_ext.layers.linear import Linear
 from hf_ext.layers.norms import RMSNorm
 from hf_ext.layers.rope import Rotation
@@ -45,6 +46,8 @@ class MultiHeadAttention(nn.Module):
         layer_idx: which layer of the cache is this one's.
         rope_interleave: rotate neighbouring dims instead of halves.
     """
+
+    same_input = (("q_proj", "k_proj", "v_proj"),)  # see `joint_projections.py`
 
     def __init__(
         self,
@@ -165,7 +168,7 @@ class MultiHeadAttention(nn.Module):
 
     def _project(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """(B, T, d_model) -> query (B, H, T, D), key and value (B, K, T, D)."""
-        query, key, value = self.q_proj(hidden_states), self.k_proj(hidden_states), self.v_proj(hidden_states)
+        query, key, value = joint_product(hidden_states, (self.q_proj, self.k_proj, self.v_proj))
         if self.qk_norm == "projection":
             query, key = self.q_norm(query), self.k_norm(key)
         by_head = (*hidden_states.shape[:-1], -1, self.head_dim)

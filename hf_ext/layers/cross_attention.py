@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 
 from hf_ext.layers.attention import MultiHeadAttention
+from hf_ext.layers.joint_projections import joint_product
 from hf_ext.ops.backends import eager_attention_forward
 
 
@@ -17,6 +18,8 @@ class CrossAttention(MultiHeadAttention):
     Args: those of `MultiHeadAttention` but is_causal, sliding_window, rope_interleave and value_residual, which have no
         meaning here.
     """
+
+    same_input = (("k_proj", "v_proj"),)
 
     def __init__(self, d_model: int, num_heads: int, **options):
         super().__init__(d_model, num_heads, **options, is_causal=False)
@@ -45,8 +48,8 @@ class CrossAttention(MultiHeadAttention):
             cached = past_key_values.cross_attention_cache.layers[self.layer_idx]
             key, value = cached.keys, cached.values
         else:
-            key = self._heads(self.k_proj(encoder_hidden_states), "k_norm")
-            value = self._heads(self.v_proj(encoder_hidden_states))
+            key, value = joint_product(encoder_hidden_states, (self.k_proj, self.v_proj))
+            key, value = self._heads(key, "k_norm"), self._heads(value)
             if past_key_values is not None:
                 key, value = past_key_values.cross_attention_cache.update(key, value, self.layer_idx)
                 past_key_values.is_updated[self.layer_idx] = True

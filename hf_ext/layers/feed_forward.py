@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from hf_ext.layers.dropout import Dropout
+from hf_ext.layers.joint_projections import joint_product
 from hf_ext.layers.linear import Linear
 from hf_ext.ops.kernel_choice import takes_triton
 from hf_ext.ops.recomputed import recomputed
@@ -71,6 +72,8 @@ class GatedFeedForward(nn.Module):
     Args: as `FeedForward`.
     """
 
+    same_input = (("gate_proj", "up_proj"),)  # see `joint_projections.py`
+
     def __init__(
         self,
         d_model: int,
@@ -90,8 +93,8 @@ class GatedFeedForward(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """(B, T, d_model) -> (B, T, d_model)."""
-        activated = self.activation(self.gate_proj(hidden_states), self.up_proj(hidden_states))
-        return self.down_proj(self.dropout(activated))
+        gate, up = joint_product(hidden_states, (self.gate_proj, self.up_proj))
+        return self.down_proj(self.dropout(self.activation(gate, up)))
 
 
 class GatedActivation(nn.Module):

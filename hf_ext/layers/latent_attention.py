@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from hf_ext.layers.attention import MultiHeadAttention, output_gate_projection
+from hf_ext.layers.joint_projections import joint_product
 from hf_ext.layers.linear import Linear
 from hf_ext.layers.norms import RMSNorm
 from hf_ext.layers.plain_linear import why_not_plain
@@ -38,6 +39,11 @@ class LatentAttention(MultiHeadAttention):
         bias: of the matrices that read the residual stream; output_bias: of the one that writes it, default `bias`.
         norm_eps: of the latents' norms.
     """
+
+    same_input = (
+        ("q_proj", "kv_a_proj_with_mqa"),
+        ("q_a_proj", "kv_a_proj_with_mqa"),
+    )  # the first or the second is there
 
     def __init__(
         self,
@@ -123,12 +129,12 @@ class LatentAttention(MultiHeadAttention):
 
     def _project(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """(B, T, d_model) -> query (B, H, T, N + R), latent (B, 1, T, L), the heads' common key (B, 1, T, R)."""
-        if self.q_lora_rank is None:
-            query = self.q_proj(hidden_states)
-        else:
-            query = self.q_b_proj(self.q_a_layernorm(self.q_a_proj(hidden_states)))
+        reads_query = self.q_proj if self.q_lora_rank is None else self.q_a_proj
+        query, latents = joint_product(hidden_states, (reads_query, self.kv_a_proj_with_mqa))
+        if self.q_lora_rank is not None:
+            query = self.q_b_proj(self.q_a_layernorm(query))
         query = query.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-        latent, key = self.kv_a_proj_with_mqa(hidden_states).split((self.kv_lora_rank, self.head_dims[1]), dim=-1)
+        latent, key = latents.split((self.kv_lora_rank, self.head_dims[1]), dim=-1)
         return query, self.kv_a_layernorm(latent).unsqueeze(1), key.unsqueeze(1)
 
     def _expand(self, latent: torch.Tensor, rotated_key: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -8,6 +8,12 @@ from transformers import GenerationMixin
 from transformers.masking_utils import create_masks_for_generate
 
 from hf_ext.models.attention_inputs import changing_frequencies
+from hf_ext.models.compiled_decoding import (
+    check_compiled,
+    compiles_here,
+    sample_over_static_cache,
+    why_not_static,
+)
 from hf_ext.models.pretrained_model import check_rows_have_tokens
 from hf_ext.ops.flex_attention import check_flex_cache
 
@@ -46,6 +52,43 @@ class CheckedGenerationMixin(GenerationMixin):
                     f"{int(lengths.max())} tokens, and the first chunk would be cached at other ones; leave it out"
                 )
         return super()._prefill(input_ids, generation_config, model_kwargs, *args, **kwargs)
+
+    def _valid_auto_compile_criteria(self, model_kwargs: dict, generation_config) -> bool:
+        """As transformers', but a `compile_config` is for a CPU too.
+
+        Raises:
+            ValueError: it is given where nothing can be compiled.
+        """
+        generation_config.compile_config = compiles_here(generation_config.compile_config, self.device)
+        is_compiled = super()._valid_auto_compile_criteria(model_kwargs, generation_config)
+        check_compiled(generation_config, is_compiled)
+        return is_compiled
+
+    def _sample(
+        self,
+        input_ids,
+        logits_processor,
+        stopping_criteria,
+        generation_config,
+        synced_gpus: bool = False,
+        streamer=None,
+        **model_kwargs,
+    ):
+        """As transformers', where a compiled step needs no preparation without any: the same tokens."""
+        is_compiled = self._valid_auto_compile_criteria(model_kwargs, generation_config)
+        if is_compiled and why_not_static(self, generation_config, model_kwargs, synced_gpus) is None:
+            return sample_over_static_cache(
+                self, input_ids, logits_processor, stopping_criteria, generation_config, streamer, **model_kwargs
+            )
+        return super()._sample(
+            input_ids,
+            logits_processor,
+            stopping_criteria,
+            generation_config,
+            synced_gpus=synced_gpus,
+            streamer=streamer,
+            **model_kwargs,
+        )
 
     @staticmethod
     def create_masks_for_generate(config, **kwargs):

@@ -12,6 +12,7 @@ from hf_ext.layers.mixture_of_experts import Experts, Router
 from hf_ext.layers.norms import UnitOffsetRMSNorm
 from hf_ext.layers.rope import RotaryEmbedding
 from hf_ext.models.attention_checks import check_continuous_batching, check_loaded_attention
+from hf_ext.models.fused_projections import FusedProjectionsMixin
 from hf_ext.ops.attention_support import RELATIVE_BIAS, SCORE_BIAS, SINKS, SOFTCAP, refusal
 from hf_ext.ops.backends import BACKENDS
 
@@ -37,7 +38,7 @@ def asked_options(config: PretrainedConfig) -> dict[str, str]:
     return asked
 
 
-class HfxPreTrainedModel(PreTrainedModel):
+class HfxPreTrainedModel(FusedProjectionsMixin, PreTrainedModel):
     """Base of all our models. `from_pretrained` loads what was saved or refuses; it never leaves a part at random."""
 
     supports_gradient_checkpointing = True

@@ -3,19 +3,31 @@
 torch multiplies fp32 matrices with MKL. For one row that is a routine on one thread, for a few rows it is slower yet, and
 on processors that are not Intel's MKL does not use AVX-512. oneDNN, which torch has for bf16 and for convolutions, has
 none of this. N rows, I inputs, O outputs.
+
+Both give a few rows half of what memory could (`docs/generation.md` has the table): they are made for large matrices, of
+which every number is used many times. Of x W^T for one row every number of W is used once, and a plain loop over W, which
+`torch.compile` writes for a sum, reads it at the rate of memory. A compiled graph without gradients therefore gets few rows
+as sums, and more of them as oneDNN's product, which the compiler itself takes for constant weights only.
 """
 
 import os
 import platform
+import re
 
 import torch
 from torch.nn import functional as F
 
 
+# operators are registered once a process, and the Hub's copy of this file has another name
+NAMESPACE = re.sub(r"\W", "_", __name__)
+
 # Multiplications below which F.linear is faster: oneDNN takes about 20 microseconds to begin with. A single row waits for
 # memory, not for arithmetic, and counts as four.
 MIN_MULTIPLICATIONS = 2**20
 ROWS_OF_A_VECTOR = 4
+
+# Rows of which a compiled sum is faster than either library.
+ROWS_AS_SUMS = 4
 
 # Elements of an outer product that are computed before they are added to a sum: 8 MB in fp32.
 ADDED_AT_ONCE = 2**21
@@ -43,6 +55,8 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
     Returns:
         (..., O).
     """
+    if torch.compiler.is_compiling():
+        return _compiled(x, weight, bias)
     if not _takes_onednn(x, weight, bias):
         return F.linear(x, weight, bias)
     if torch.is_grad_enabled() and (
@@ -50,6 +64,47 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
     ):
         return _Linear.apply(x, weight, bias)
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+
+def _compiled(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """`linear` as a compiler should see it: where nobody differentiates on the CPU in another form than F.linear."""
+    if (
+        torch.is_grad_enabled()
+        or torch.compiler.is_exporting()  # a file for any machine
+        or x.device.type != "cpu"
+        or x.dtype != weight.dtype
+        or torch.is_autocast_enabled("cpu")
+        or x.numel() == 0
+    ):
+        return F.linear(x, weight, bias)
+    rows = x.numel() // x.shape[-1]
+    if rows <= ROWS_AS_SUMS:
+        return _sums(x, weight, bias)
+    takes_onednn = HAS_ONEDNN and x.dtype == torch.float32 and weight.is_contiguous()
+    if takes_onednn and rows * weight.numel() >= MIN_MULTIPLICATIONS:
+        return onednn_linear(x, weight, bias)
+    return F.linear(x, weight, bias)
+
+
+def _sums(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """x W^T + b as a sum of products, of which a compiler makes one loop over the rows of W."""
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    rows = x.reshape(-1, x.shape[-1]).to(dtype)
+    sums = (weight.to(dtype)[:, None] * rows).sum(dim=-1).T  # the products (O, N, I) never exist
+    sums = sums if bias is None else sums + bias
+    return sums.to(x.dtype).reshape(*x.shape[:-1], weight.shape[0])
+
+
+# An operator, which a compiler leaves as it is.
+@torch.library.custom_op(f"{NAMESPACE}::onednn_linear", mutates_args=(), device_types="cpu")
+def onednn_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """oneDNN's (..., O) of fp32 (..., I) and (O, I), not differentiable."""
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+
+@onednn_linear.register_fake
+def _(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    return x.new_empty(*x.shape[:-1], weight.shape[0])
 
 
 @torch.no_grad()

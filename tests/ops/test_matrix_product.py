@@ -176,3 +176,68 @@ def test_many_shapes_take_no_memory():
     )
     assert done.returncode == 0, done.stderr
     assert float(done.stdout) < MEGABYTES_OF_SHAPES
+
+
+def seen_by_a_compiler(function, *inputs) -> tuple[set[str], torch.Tensor]:
+    """Names of the operations in the graph that a compiler would get, and what they give."""
+    torch._dynamo.reset()
+    names = set()
+
+    def backend(graph, _):
+        names.update(str(node.target) for node in graph.graph.nodes if node.op.startswith("call"))
+        return graph
+
+    return names, torch.compile(function, backend=backend, fullgraph=True, dynamic=False)(*inputs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("shape", [(1,), (1, 1), (4, 1), (1, 2, 2)], ids=str)
+@torch.no_grad()
+def test_a_compiler_sees_few_rows_as_sums(shape, dtype):
+    x, weight, bias = torch.randn(*shape, 48).to(dtype), torch.randn(37, 48).to(dtype), torch.randn(37).to(dtype)
+    for more in ((), (bias,)):
+        names, found = seen_by_a_compiler(linear, x, weight, *more)
+        assert "sum" in names
+        assert not any("linear" in name for name in names)
+        expected = F.linear(x.double(), weight.double(), *(b.double() for b in more))
+        # bf16: rounded once, at the end
+        close = {"atol": 0.13, "rtol": 8e-3} if dtype == torch.bfloat16 else CLOSE
+        assert found.dtype == dtype
+        torch.testing.assert_close(found.double(), expected, **close)
+
+
+@torch.no_grad()
+def test_a_compiler_sees_more_rows_as_one_product():
+    x, weight, bias = torch.randn(5, 1, 48), torch.randn(37, 48), torch.randn(37)
+    for more in ((), (bias,)):
+        names, found = seen_by_a_compiler(linear, x, weight, *more)
+        assert any("onednn_linear" in name for name in names) == matrix_product.HAS_ONEDNN
+        torch.testing.assert_close(found, F.linear(x, weight, *more), **CLOSE)
+    assert "sum" not in names
+
+
+@pytest.mark.parametrize("why", ["gradient", "bf16", "a slice", "small", "autocast", "other dtypes"])
+def test_a_compiler_sees_torch_s_own(why, monkeypatch):
+    x, weight = torch.randn(5, 48), torch.randn(37, 48)
+    if why == "bf16":
+        x, weight = x.bfloat16(), weight.bfloat16()
+    elif why == "a slice":
+        weight = torch.randn(37, 96)[:, ::2]
+    elif why == "small":
+        monkeypatch.setattr(matrix_product, "MIN_MULTIPLICATIONS", 2**20)
+    elif why == "gradient":
+        x = x[:1]
+    with torch.set_grad_enabled(why == "gradient"), torch.autocast("cpu", enabled=why in ("autocast", "other dtypes")):
+        if why == "other dtypes":
+            x = x.bfloat16()
+        names, _ = seen_by_a_compiler(linear, x, weight)
+    assert any("linear" in name for name in names)
+    assert not any("onednn" in name or "sum" in name for name in names)
+
+
+@torch.no_grad()
+def test_an_export_sees_torch_s_own():
+    """A file for other machines."""
+    program = torch.export.export(Linear(48, 37), (torch.randn(1, 48),))
+    assert any("linear" in str(node.target) for node in program.graph.nodes)
+    assert not any("onednn" in str(node.target) for node in program.graph.nodes)
