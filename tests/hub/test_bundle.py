@@ -1,7 +1,7 @@
 """Models as somebody has them who has transformers but not hf_ext, and what becomes of the same files where it is installed.
 
-$HF_EXT_PYTHONS names the Python interpreters of clean environments, separated by colons (`make test-versions` makes some);
-without it, it is this one, kept from seeing hf_ext.
+$HF_EXT_PYTHONS names the Python interpreters of clean environments (`make test-versions` makes some); without it, it is this
+one, kept from seeing hf_ext.
 """
 
 import getpass
@@ -96,13 +96,21 @@ def run(python: str, script: Path, *arguments: str | Path, cache: Path) -> subpr
     )
 
 
+@pytest.fixture(scope="module")
+def cases(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("cases")
+    write_cases(folder)
+    return folder
+
+
+def name_of_environment(python: str) -> str:
+    return Path(python).parents[1].name
+
+
 @pytest.mark.heavy
-@pytest.mark.parametrize("python", os.environ.get("HF_EXT_PYTHONS", sys.executable).split(":"))
-def test_the_same_without_hf_ext(python, tmp_path):
-    cases, cache = tmp_path / "cases", tmp_path / "cache"
-    cache.mkdir()
-    write_cases(cases)
-    done = run(python, SCRIPT, cases, cache=cache)
+@pytest.mark.parametrize("python", os.environ.get("HF_EXT_PYTHONS", sys.executable).split(), ids=name_of_environment)
+def test_the_same_without_hf_ext(python, cases, tmp_path):
+    done = run(python, SCRIPT, cases, cache=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     assert f"{len(list(cases.glob('*/case.pt')))} models without hf_ext" in done.stdout
 
