@@ -90,7 +90,11 @@ def run(python: str, script: Path, *arguments: str | Path, cache: Path) -> subpr
     unseen = [] if python != sys.executable else ["-S", "-c", UNSEEN.format(site=sysconfig.get_path("purelib"))]
     return subprocess.run(
         [python, "-I", *unseen, script, *arguments],
-        env={**os.environ, "HF_HOME": str(cache), "HF_MODULES_CACHE": str(cache / "modules")},
+        env={
+            **{name: value for name, value in os.environ.items() if name != "HF_HUB_CACHE"},
+            "HF_HOME": str(cache),
+            "HF_MODULES_CACHE": str(cache / "modules"),
+        },
         cwd=cache,
         capture_output=True,
         text=True,

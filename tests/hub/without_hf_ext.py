@@ -5,12 +5,14 @@ has answered. Everything must come back the same.
 """
 
 import json
+import shutil
 import sys
 from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 import transformers
+from huggingface_hub.constants import HF_HUB_CACHE
 
 
 LABELS = ("labels", "start_positions", "end_positions")
@@ -52,6 +54,10 @@ def code_in(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.glob("*.py")}
 
 
+def auto_map_in(folder: Path) -> dict[str, str]:
+    return json.loads((folder / "config.json").read_text())["auto_map"]
+
+
 def load(folder: Path, case: dict, saved: Path | None = None):
     auto_class = getattr(transformers, case["auto_class"])
     return auto_class.from_pretrained(
@@ -70,9 +76,24 @@ def check(folder: Path, work: Path) -> None:
 
     model.save_pretrained(again)
     assert code_in(again) == code_in(saved), name
-    auto_map = [json.loads((path / "config.json").read_text())["auto_map"] for path in (saved, again)]
-    assert auto_map[0] == auto_map[1], name
+    assert auto_map_in(again) == auto_map_in(saved), name
     assert_same(scores(load(folder, case, again), case["batch"]), scores(model, case["batch"]), f"{name}, saved again")
+
+
+def check_from_the_hub(folder: Path, work: Path) -> None:
+    """By the name of a repository, whose files lie in the cache already: the loader then takes the code file by file."""
+    case = torch.load(folder / "case.pt", weights_only=True)
+    saved, commit, repository = folder / case["folder"], "0" * 40, Path(HF_HUB_CACHE) / "models--somebody--model"
+    shutil.copytree(saved, repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    model = transformers.AutoModelForCausalLM.from_pretrained("somebody/model", trust_remote_code=True, revision=commit)
+    assert commit in type(model).__module__
+    said = scores(model, case["batch"])
+    assert_same(said, {name: case["expected"][name] for name in said}, f"{case['name']}, from the Hub")
+    model.save_pretrained(work / "from the Hub")
+    assert code_in(work / "from the Hub") == code_in(saved)
+    assert auto_map_in(work / "from the Hub") == auto_map_in(saved)
 
 
 def train(saved: Path, auto_class: type, batch: dict, work: Path) -> None:
@@ -114,6 +135,7 @@ def main(folder: Path) -> None:
     for case in cases:
         check(case, work)
     check_side_by_side(cases)
+    check_from_the_hub(folder / "0", work)
     first = torch.load(folder / "0" / "case.pt", weights_only=True)
     train(folder / "0" / first["folder"], transformers.AutoModelForCausalLM, first["batch"], work)
     print(f"{len(cases)} models without hf_ext, transformers {transformers.__version__}")
