@@ -47,7 +47,7 @@ test-full: setup $(VENV)/.deepspeed_ops  ## the tests, long matrices too
 $(CURDIR)/$(VENV)/versions/%/.installed: constraints/transformers-%.txt $(VENV)/.installed
 	rm -rf $(@D) && $(PYTHON) -m venv --without-pip $(@D)
 	ln -s $(SITE)/torch $(SITE)/torchgen $(SITE)/torch-*.dist-info $(@D)/lib/python3*/site-packages/
-	$(BIN)/python -m pip --python $(@D)/bin/python install --quiet --disable-pip-version-check -c $< transformers accelerate pytest
+	$(BIN)/python -m pip --python $(@D)/bin/python install --quiet --disable-pip-version-check -c $< transformers accelerate
 	@touch $@
 
 test-versions: setup $(ENVIRONMENTS:%=%/.installed)  ## saved models in clean environments without hf_ext, by three versions of transformers

@@ -200,6 +200,7 @@ class HfxTransformerConfig(PretrainedConfig):
         **kwargs,
     ):
         """As transformers', with the code that config.json's auto_map names; `bundle` as in `HfxPreTrainedModel`."""
+        self.validate()  # as transformers' does, before a file is there
         with saving_code(bundle):
             with code_beside(self, save_directory):
                 super().save_pretrained(save_directory, **kwargs)
