@@ -11,7 +11,12 @@ export TORCHINDUCTOR_CACHE_DIR ?= $(CACHE)/inductor
 export MPLCONFIGDIR ?= $(CACHE)/matplotlib
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help setup quickstart test test-full bench lint format clean
+# the oldest that is supported, one between, the one of constraints.txt
+VERSIONS := 5.5.4 5.17.0 5.22.2
+ENVIRONMENTS := $(VERSIONS:%=$(CURDIR)/$(VENV)/versions/%)
+SITE = $(shell $(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+
+.PHONY: help setup quickstart test test-full test-versions bench lint format clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -37,6 +42,17 @@ test: setup $(VENV)/.deepspeed_ops  ## the tests, short forms
 
 test-full: setup $(VENV)/.deepspeed_ops  ## the tests, long matrices too
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
+
+# nothing in it but transformers and what it asks for; torch is the same hundreds of megabytes, so it is linked
+$(CURDIR)/$(VENV)/versions/%/.installed: constraints/transformers-%.txt $(VENV)/.installed
+	rm -rf $(@D) && $(PYTHON) -m venv --without-pip $(@D)
+	ln -s $(SITE)/torch $(SITE)/torchgen $(SITE)/torch-*.dist-info $(@D)/lib/python3*/site-packages/
+	$(BIN)/python -m pip --python $(@D)/bin/python install --quiet --disable-pip-version-check -c $< transformers accelerate
+	@touch $@
+
+test-versions: setup $(ENVIRONMENTS:%=%/.installed)  ## saved models in clean environments without hf_ext, by three versions of transformers
+	HF_EXT_PYTHONS="$(ENVIRONMENTS:%=%/bin/python)" HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 \
+		$(BIN)/python -m pytest -n 2 -m heavy tests/hub/test_bundle.py
 
 bench: setup  ## tables and plots of what costs what, into outputs/benchmarks
 	$(BIN)/python tests/benchmarks/cross_entropy.py

@@ -5,6 +5,7 @@
 
 from importlib.metadata import version
 
+from hf_ext.hub.bundle import write_bundle
 from hf_ext.models import (
     HfxDecoderConfig,
     HfxDecoderForCausalLM,
@@ -25,6 +26,7 @@ from hf_ext.models import (
     HfxEncoderForTokenClassification,
     HfxEncoderModel,
 )
+from hf_ext.models.saved_code import set_code_writer
 from hf_ext.registry import register
 
 
@@ -52,3 +54,4 @@ __all__ = [
 ]
 
 register()
+set_code_writer(write_bundle)

@@ -51,7 +51,15 @@ output = model.generate(**tokenizer({prompt}, return_tensors="pt"))
 print(tokenizer.decode(output[0], skip_special_tokens=True))""",
 }
 # fields of a config that say nothing about the architecture
-_NOT_ARCHITECTURE = {"architectures", "dtype", "model_type", "transformers_version", "_name_or_path", "torch_dtype"}
+_NOT_ARCHITECTURE = {
+    "architectures",
+    "auto_map",
+    "dtype",
+    "model_type",
+    "transformers_version",
+    "_name_or_path",
+    "torch_dtype",
+}
 
 
 @dataclass

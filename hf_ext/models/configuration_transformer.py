@@ -1,5 +1,7 @@
 """What the configuration of every text family says about its layers: sizes, wiring, attention, positions."""
 
+from pathlib import Path
+
 from huggingface_hub.dataclasses import strict
 from transformers import PretrainedConfig
 
@@ -21,6 +23,7 @@ from hf_ext.models.configuration_checks import (
 )
 from hf_ext.models.configuration_choices import check_choice
 from hf_ext.models.parallel_plans import expert_parallel_plan, tensor_parallel_plan
+from hf_ext.models.saved_code import code_beside, is_of_these_sources, saving_code
 from hf_ext.ops.rotary import check_rope_parameters
 
 
@@ -187,6 +190,34 @@ class HfxTransformerConfig(PretrainedConfig):
                     if self.rope_grid_width is not None:
                         check_axial(self.rotary_dim, self.rope_grid_width, rope_parameters)
 
+    def save_pretrained(
+        self,
+        save_directory,
+        push_to_hub: bool = False,
+        *,
+        bundle: bool | None = None,
+        repo_id: str | None = None,
+        **kwargs,
+    ):
+        """As transformers', with the code that config.json's auto_map names; `bundle` as in `HfxPreTrainedModel`."""
+        self.validate()  # as transformers' does, before a file is there
+        with saving_code(bundle):
+            with code_beside(self, save_directory):
+                super().save_pretrained(save_directory, **kwargs)
+            if push_to_hub:  # all of it: transformers would push what is newer than its call, which the code is not
+                self.push_to_hub(repo_id or Path(save_directory).name, **kwargs)
+
+    def push_to_hub(self, *args, bundle: bool | None = None, **kwargs):
+        """As transformers'; `bundle` as in `save_pretrained`."""
+        with saving_code(bundle):
+            return super().push_to_hub(*args, **kwargs)
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class="AutoConfig"):
+        """As transformers', for classes derived from ours; ours are saved with all their code anyway."""
+        if not is_of_these_sources(cls):
+            super().register_for_auto_class(auto_class)
+
     def _fill_in_latent_sizes(self) -> None:
         head_dim = self.head_dim
         if self.qk_nope_head_dim is not None and self.qk_rope_head_dim is not None:
@@ -209,6 +240,15 @@ class HfxTransformerConfig(PretrainedConfig):
 
     @property
     def base_model_tp_plan(self) -> dict[str, str]:
+        return self._split_matrices() | self.__dict__.get("base_model_tp_plan", {})
+
+    @base_model_tp_plan.setter
+    def base_model_tp_plan(self, plan: dict[str, str]) -> None:
+        # transformers 5.17 sets it, with an entry more where the embedding is tied; what follows from the fields still does
+        own = self._split_matrices()
+        self.__dict__["base_model_tp_plan"] = {name: how for name, how in plan.items() if name not in own}
+
+    def _split_matrices(self) -> dict[str, str]:
         return tensor_parallel_plan(self)
 
     @property

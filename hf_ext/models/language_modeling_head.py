@@ -1,10 +1,10 @@
 """Hidden states to logits and loss: what every language-modelling head of ours does, with and without the logits."""
 
 import torch
-from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils import logging
 
 from hf_ext.layers.plain_linear import why_not_plain
+from hf_ext.models.kept_tokens import keep_tokens
 from hf_ext.models.pretrained_model import check_labels
 from hf_ext.models.scored_tokens import next_token_labels
 from hf_ext.ops.cross_entropy import cross_entropy, linear_cross_entropy
@@ -46,7 +46,7 @@ class LanguageModelingHead:
                 for `labels`, which transformers' sequence parallelism passes along (a shard can't shift its own).
         """
         if labels is None and shift_labels is None:
-            return None, self.compute_logits(slice_logits_to_keep(hidden_states, logits_to_keep))
+            return None, self.compute_logits(keep_tokens(hidden_states, logits_to_keep))
         targets = next_token_labels(labels) if shift_labels is None else shift_labels
         targets = targets.to(hidden_states.device)
         # not the weight's shape: an engine may leave this process a part of it, or nothing
@@ -78,11 +78,11 @@ class LanguageModelingHead:
                 softcap=self.config.final_logit_softcapping,
                 **options,
             )
-            kept = None if skip_logits else self.compute_logits(slice_logits_to_keep(hidden_states, logits_to_keep))
+            kept = None if skip_logits else self.compute_logits(keep_tokens(hidden_states, logits_to_keep))
             return loss, kept
         logits = self.compute_logits(hidden_states)
         loss = cross_entropy(logits.flatten(0, -2), targets.flatten(), **options)
-        return loss, logits if keeps_all else slice_logits_to_keep(logits, logits_to_keep)
+        return loss, logits if keeps_all else keep_tokens(logits, logits_to_keep)
 
     def compute_logits(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """(…, d) -> (…, V), softcapped where the config says so."""

@@ -13,6 +13,7 @@ from hf_ext.layers.norms import UnitOffsetRMSNorm
 from hf_ext.layers.rope import RotaryEmbedding
 from hf_ext.models.attention_checks import check_continuous_batching, check_loaded_attention
 from hf_ext.models.fused_projections import FusedProjectionsMixin
+from hf_ext.models.saved_code import is_of_these_sources, saving_code
 from hf_ext.ops.attention_support import RELATIVE_BIAS, SCORE_BIAS, SINKS, SOFTCAP, refusal
 from hf_ext.ops.backends import BACKENDS
 
@@ -132,6 +133,27 @@ class HfxPreTrainedModel(FusedProjectionsMixin, PreTrainedModel):
         if isinstance(module, RotaryEmbedding):
             # non-persistent: from_pretrained hands the buffer over uninitialised
             init.copy_(module.inv_freq, module.frequencies()[0])
+
+    def save_pretrained(self, save_directory, *args, bundle: bool | None = None, **kwargs):
+        """As transformers', with the code of the model beside config.json: it then loads without hf_ext too.
+
+        Args:
+            bundle: False leaves the code out; who loads the model must then have hf_ext. None is True, unless `push_to_hub`
+                or `saving_code` around this call says otherwise.
+        """
+        with saving_code(bundle):
+            return super().save_pretrained(save_directory, *args, **kwargs)
+
+    def push_to_hub(self, *args, bundle: bool | None = None, **kwargs):
+        """As transformers'; `bundle` as in `save_pretrained`."""
+        with saving_code(bundle):
+            return super().push_to_hub(*args, **kwargs)
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class="AutoModel"):
+        """As transformers', for classes derived from ours: it would save one file, and ours are saved with all they need."""
+        if not is_of_these_sources(cls):
+            super().register_for_auto_class(auto_class)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, output_loading_info: bool = False, **kwargs):

@@ -40,6 +40,8 @@ def kernels(choice: str) -> Iterator[None]:
 
 def triton_missing() -> str | None:
     """Why Triton's kernels can't run here, in a few words; None where they can."""
+    if not __name__.startswith("hf_ext."):  # a copy of this file, as a model's own code
+        return "the kernels come with hf_ext, which is not installed"
     if not find_spec("triton"):
         return "triton is not installed"
     if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET", "0") != "1":

@@ -4,9 +4,10 @@ import re
 
 import pytest
 import torch
-from models.decoder_grid import VARIANTS, make_model, tokens
+from models.decoder_grid import SIZES, VARIANTS, make_model, tokens
 
 from hf_ext.models import (
+    HfxEncoderDecoderConfig,
     HfxEncoderDecoderForConditionalGeneration,
     HfxEncoderDecoderModel,
     HfxEncoderForMaskedLM,
@@ -88,3 +89,14 @@ def test_two_devices_by_hand(name):
             result = module(*args, **{**kwargs, "first_values": []} if "first_values" in kwargs else kwargs)
             total = total + (result[0] if isinstance(result, tuple) else result)
         torch.testing.assert_close(total, output[0] if isinstance(output, tuple) else output)
+
+
+@pytest.mark.parametrize("make", [make_model, lambda: HfxEncoderDecoderModel(HfxEncoderDecoderConfig(**SIZES))])
+def test_an_entry_more_can_be_set(make):
+    """As transformers 5.17 does for tied embeddings, in the configuration's own initialisation."""
+    config = make().config
+    config.base_model_tp_plan = {**config.base_model_tp_plan, "embed_tokens": "embedding_rowwise"}
+    assert config.base_model_tp_plan["embed_tokens"] == "embedding_rowwise"
+    config.qk_norm = "projection"  # what follows from the fields still does
+    assert not [entry for entry in config.base_model_tp_plan if "q_proj" in entry]
+    assert "base_model_tp_plan" not in config.to_dict()

@@ -90,8 +90,7 @@ class HfxEncoderDecoderConfig(HfxTransformerConfig):
         """Tokens in the vocabulary that the encoder reads."""
         return self.vocab_size if self.encoder_vocab_size is None else self.encoder_vocab_size
 
-    @property
-    def base_model_tp_plan(self) -> dict[str, str]:
+    def _split_matrices(self) -> dict[str, str]:
         stack = tensor_parallel_plan(self)
         cross = {key.replace("self_attn", "cross_attn"): how for key, how in stack.items() if "self_attn" in key}
         # transformers adds the embedding of a model that is one stack by itself; the output matrix may be the decoder's

@@ -13,6 +13,7 @@ from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import SaveStrategy, has_length
 from transformers.utils import logging
 
+from hf_ext.models.saved_code import saving_code
 from hf_ext.training.checkpoints.agreement import agreed
 from hf_ext.training.checkpoints.batch_draws import DrawsByBatch
 from hf_ext.training.checkpoints.changed_settings import settings_kept
@@ -143,7 +144,9 @@ class CheckpointedTrainer(Trainer):
         self._note_best(run_folder)
         try:
             unfinished = agreed(lambda: begin(final), here=self.args.should_save)
-            self._write_states(unfinished)
+            # without the model's code: it is gone on from where hf_ext is, and each file more is synced and summed
+            with saving_code(False):
+                self._write_states(unfinished)
             agreed(lambda: sync_tree(unfinished), here=self.args.local_process_index == 0)
             agreed(lambda: finish(unfinished, final, step, self._fingerprint), here=self.args.should_save)
         except (OSError, RuntimeError, SafetensorError) as error:

@@ -32,6 +32,7 @@ from hf_ext.training.checkpoints.fingerprint_groups import ARGUMENTS, CHANGEABLE
 NOT_ARCHITECTURE = {
     "_name_or_path",
     "architectures",
+    "auto_map",
     "bos_token_id",
     "dtype",
     "eos_token_id",

@@ -1,0 +1,145 @@
+"""What somebody does with a saved model who has transformers, but not hf_ext: `python without_hf_ext.py FOLDER`.
+
+FOLDER/<number>/ holds a model's folder and case.pt: the Auto class to load it by, what to ask it and what hf_ext's own class
+has answered. Everything must come back the same.
+"""
+
+import json
+import shutil
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+import transformers
+from huggingface_hub.constants import HF_HUB_CACHE
+
+
+LABELS = ("labels", "start_positions", "end_positions")
+
+
+@torch.no_grad()
+def scores(model, batch: dict) -> dict[str, torch.Tensor]:
+    """What the model says of a batch."""
+    output = model(**{name: value for name, value in batch.items() if name not in LABELS})
+    names = ("logits", "start_logits", "end_logits", "last_hidden_state")
+    return {name: output[name] for name in names if name in output}
+
+
+def answers(model, batch: dict) -> dict[str, torch.Tensor]:
+    """Scores, greedy text, and the losses of two training steps; leaves the model trained, in eval mode."""
+    found = scores(model, batch)
+    if model.can_generate():
+        prompt = {name: batch[name] for name in ("input_ids", "attention_mask")}
+        found["text"] = model.generate(**prompt, max_new_tokens=5, do_sample=False)
+    if set(LABELS) & set(batch):
+        optimizer = torch.optim.SGD(model.train().parameters(), lr=0.01)
+        for step in range(2):
+            loss = model(**batch).loss
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            found[f"loss {step}"] = loss.detach()
+        model.eval()
+    return found
+
+
+def assert_same(found: dict, expected: dict, case: str) -> None:
+    assert found.keys() == expected.keys(), (case, sorted(found), sorted(expected))
+    for name, value in expected.items():
+        assert torch.equal(found[name], value), f"{case}: {name} differs by {(found[name] - value).abs().max()}"
+
+
+def code_in(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.glob("*.py")}
+
+
+def auto_map_in(folder: Path) -> dict[str, str]:
+    return json.loads((folder / "config.json").read_text())["auto_map"]
+
+
+def load(folder: Path, case: dict, saved: Path | None = None):
+    auto_class = getattr(transformers, case["auto_class"])
+    return auto_class.from_pretrained(
+        saved or folder / case["folder"], attn_implementation=case["attention"], trust_remote_code=True
+    )
+
+
+def check(folder: Path, work: Path) -> None:
+    """Load, compare, train, save and load again."""
+    case = torch.load(folder / "case.pt", weights_only=True)
+    name, saved, again = case["name"], folder / case["folder"], work / folder.name / case["folder"]
+    model = load(folder, case)
+    assert type(model).__module__.startswith("transformers_modules."), type(model)
+    assert type(model.config).__module__.rpartition(".")[0] == type(model).__module__.rpartition(".")[0]
+    assert_same(answers(model, case["batch"]), case["expected"], name)
+
+    model.save_pretrained(again)
+    assert code_in(again) == code_in(saved), name
+    assert auto_map_in(again) == auto_map_in(saved), name
+    assert_same(scores(load(folder, case, again), case["batch"]), scores(model, case["batch"]), f"{name}, saved again")
+
+
+def check_from_the_hub(folder: Path, work: Path) -> None:
+    """By the name of a repository, whose files lie in the cache already: the loader then takes the code file by file."""
+    case = torch.load(folder / "case.pt", weights_only=True)
+    saved, commit, repository = folder / case["folder"], "0" * 40, Path(HF_HUB_CACHE) / "models--somebody--model"
+    shutil.copytree(saved, repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    model = transformers.AutoModelForCausalLM.from_pretrained("somebody/model", trust_remote_code=True, revision=commit)
+    assert commit in type(model).__module__
+    said = scores(model, case["batch"])
+    assert_same(said, {name: case["expected"][name] for name in said}, f"{case['name']}, from the Hub")
+    model.save_pretrained(work / "from the Hub")
+    assert code_in(work / "from the Hub") == code_in(saved)
+    assert auto_map_in(work / "from the Hub") == auto_map_in(saved)
+
+
+def train(saved: Path, auto_class: type, batch: dict, work: Path) -> None:
+    """The stock Trainer, with label smoothing, which it does by the names of the causal models."""
+    model = auto_class.from_pretrained(saved, trust_remote_code=True)
+    rows = [{name: value[i] for name, value in batch.items()} for i in range(len(batch["input_ids"]))]
+    arguments = transformers.TrainingArguments(
+        output_dir=str(work / "trained"),
+        max_steps=2,
+        per_device_train_batch_size=2,
+        label_smoothing_factor=0.1,
+        use_cpu=True,
+        report_to=[],
+        save_strategy="no",
+    )
+    before = model.get_input_embeddings().weight.clone()
+    trainer = transformers.Trainer(model=model, args=arguments, train_dataset=rows)
+    trainer.train()
+    assert not torch.equal(before, model.get_input_embeddings().weight)
+    trainer.save_model(str(work / "trained"))
+    assert code_in(work / "trained") == code_in(saved)
+
+
+def check_side_by_side(folders: list[Path]) -> None:
+    """Models of several families at once, each with its own attention of one name."""
+    cases = [torch.load(folder / "case.pt", weights_only=True) for folder in folders]
+    biased = [(folder, case) for folder, case in zip(folders, cases, strict=True) if case["attention"] == "hfx_tiled"]
+    assert len({case["folder"] for _, case in biased}) > 2
+    models = [load(folder, case) for folder, case in biased]
+    for model, (_, case) in zip(models, biased, strict=True):
+        said = scores(model, case["batch"])
+        assert_same(said, {name: case["expected"][name] for name in said}, f"{case['name']}, among others")
+
+
+def main(folder: Path) -> None:
+    assert find_spec("hf_ext") is None, "hf_ext can be imported here"
+    work = folder / f"with {transformers.__version__}"
+    cases = sorted(path.parent for path in folder.glob("*/case.pt"))
+    for case in cases:
+        check(case, work)
+    check_side_by_side(cases)
+    check_from_the_hub(folder / "0", work)
+    first = torch.load(folder / "0" / "case.pt", weights_only=True)
+    train(folder / "0" / first["folder"], transformers.AutoModelForCausalLM, first["batch"], work)
+    print(f"{len(cases)} models without hf_ext, transformers {transformers.__version__}")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
