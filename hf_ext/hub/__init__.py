@@ -1,7 +1,10 @@
-"""What a model is saved and pushed with: cards, and the forms that other libraries load."""
+"""What a model is saved and pushed with: cards, the way to the Hub and back, and the forms that other libraries load."""
 
 from hf_ext.hub.model_card import RunFacts, model_card
+from hf_ext.hub.pull import PulledFolder, pull
+from hf_ext.hub.push import push
+from hf_ext.hub.repository import HubError
 from hf_ext.hub.sentence_embeddings import save_for_sentence_transformers
 
 
-__all__ = ["RunFacts", "model_card", "save_for_sentence_transformers"]
+__all__ = ["HubError", "PulledFolder", "RunFacts", "model_card", "pull", "push", "save_for_sentence_transformers"]

@@ -1,0 +1,127 @@
+"""What must not leave this machine with a model: tokens, the user's and the machine's name, paths of this machine."""
+
+import getpass
+import mmap
+import os
+import re
+import socket
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from huggingface_hub import constants, get_token
+
+
+TOKEN = re.compile(rb"(?<![A-Za-z0-9_])hf_[A-Za-z0-9]{20,}")
+# an absolute path of two parts or more, not what follows in a URL or a relative one
+ABSOLUTE_PATH = re.compile(rb"(?<![\w.:/~<-])(/[\w.@+-]+/[\w.@+-]+)")
+# names that say nothing about anybody, and would be found in any text
+EVERYBODY = {
+    *("admin", "app", "build", "code", "docker", "guest", "home", "jovyan", "localhost", "me", "model", "nobody", "root"),
+    *("runner", "server", "test", "ubuntu", "user", "vagrant", "vscode", "worker"),
+}
+# folders that are the same on every machine
+SYSTEM_FOLDERS = {b"bin", b"dev", b"etc", b"lib", b"lib64", b"opt", b"proc", b"sbin", b"sys", b"usr", b"var"}
+# where a run, and not a text that a model learnt from, has the word
+WORDS_OF_A_RUN = (".md", ".json", ".yaml", ".yml", ".txt", ".log", ".py", ".toml", ".cfg", ".ini", ".jinja", ".xml")
+VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "source.json", "target.json")
+
+
+@dataclass(frozen=True)
+class PrivateStrings:
+    """What is private here and now.
+
+    Attributes:
+        secrets: values of tokens and keys. names: of the user and the machine. folders: absolute paths.
+    """
+
+    secrets: tuple[str, ...]
+    names: tuple[str, ...]
+    folders: tuple[str, ...]
+
+    @classmethod
+    def of_this_machine(cls, *, public: Iterable[str] = ()) -> "PrivateStrings":
+        """Args: public: what may appear although it is a name here, such as the owner of the repository."""
+        home, package = Path.home(), Path(__file__).parents[2]
+        secrets = {
+            value for name, value in os.environ.items() if re.search(r"(TOKEN|_KEY|SECRET|PASSWORD)$", name, re.IGNORECASE)
+        }
+        secrets = {value for value in (*secrets, get_token()) if value and len(value) >= 12 and "/" not in value}
+        names = {_user_name(), home.name, socket.gethostname()}
+        folders = {home, Path.cwd(), package, Path(sys.prefix), Path(constants.HF_HOME)}
+        folders |= {folder.resolve() for folder in folders}
+        public = {*EVERYBODY, *public}
+        return cls(
+            tuple(sorted(secrets)),
+            tuple(sorted(name for name in names if len(name) > 2 and name.lower() not in public)),
+            tuple(sorted(str(folder) for folder in folders if folder != Path(folder.anchor))),
+        )
+
+    def find_in(self, folder: Path, names: Iterable[str], *, data: bool = False) -> list[str]:
+        """One line for each private string in a file or its name; a token itself is never repeated.
+
+        Args:
+            folder, names: the files. data: whether they are data, in which words and paths are what the texts say.
+        """
+        found = []
+        for name in names:
+            for what in (*self._in_bytes(name.encode(), name, words=True), *self._in_file(folder / name, name, data)):
+                found.append(f"{name}: {what}")
+        return list(dict.fromkeys(found))
+
+    def _in_file(self, path: Path, name: str, data: bool) -> Iterator[str]:
+        last = PurePosixPath(name).name
+        words = last.endswith(WORDS_OF_A_RUN) and last not in VOCABULARIES and not (data and last != "README.md")
+        if path.stat().st_size == 0:
+            return
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            yield from self._in_bytes(content, name, words=words)
+
+    def _in_bytes(self, content, name: str, *, words: bool) -> Iterator[str]:
+        if TOKEN.search(content) or any(content.find(secret.encode()) >= 0 for secret in self.secrets):
+            yield "holds a token or key"
+        for folder in self.folders:
+            # `/root` alone is in many a vocabulary; a longer path isn't
+            if (words or folder.count("/") > 1) and re.search(_path(folder), content):
+                yield f"holds a path of this machine, {folder!r}"
+        if not words:
+            return
+        for word in self.names:
+            if re.search(rb"(?<![A-Za-z0-9_])" + re.escape(word.encode()) + rb"(?![A-Za-z0-9_])", content):
+                yield f"holds the name {word!r} of this user or machine"
+        for match in ABSOLUTE_PATH.finditer(content):
+            path = match[1].decode()
+            if match[1].split(b"/")[1] not in SYSTEM_FOLDERS and os.path.exists(path):
+                yield f"holds a path of this machine, {path!r}"
+
+
+def check_nothing_private(
+    folder: Path, names: Iterable[str], *, allowed: Iterable[str] = (), owner: str | None = None, data: bool = False
+) -> None:
+    """Raises ValueError, one line, for the first files that hold a token, a name or path of this machine.
+
+    Args:
+        folder, names: the files to look through. allowed: strings that may be there, such as a name that is a word of the
+            text too; no token can be. owner: of the repository, who is public. data: see `PrivateStrings.find_in`.
+    """
+    private = PrivateStrings.of_this_machine(public=[*allowed, *([owner] if owner else [])])
+    found = private.find_in(folder, names, data=data)
+    found = [what for what in found if not any(f"{allow!r}" in what for allow in allowed)]
+    if found:
+        more = f" (and {len(found) - 3} more)" if len(found) > 3 else ""
+        raise ValueError(
+            f"{'; '.join(found[:3])}{more}: nothing is pushed; take it out, or name what may be public: allowed=('…',)"
+        )
+
+
+def _path(folder: str) -> bytes:
+    """Matches a folder's path as a whole, with what begins or ends a path around it."""
+    return rb"(?<![\w.~-])" + re.escape(folder.encode()) + rb"(?![\w-])"
+
+
+def _user_name() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # a container's number without a name
+        return ""
