@@ -20,7 +20,9 @@ def check_name(name: str) -> None:
         or re.search(r'[\x00-\x1f\x7f\\:*?"<>|]', name)
         or any(part in ("", ".", "..") or part != part.rstrip(" .") for part in parts)
     ):
-        raise ValueError(f"{name!r}: no safe name for a file; a relative path of plain words is, such as data/train.json")
+        raise ValueError(
+            f"{name!r}: no safe name for a file; a relative path of plain words is, such as data/train.json"
+        )
     if any(part.lower() in RESERVED_FOLDERS for part in parts):
         raise ValueError(f"{name!r}: {' and '.join(RESERVED_FOLDERS)} aren't part of a repository; leave it out")
 
@@ -37,7 +39,8 @@ def pickles_among(names: Iterable[str]) -> list[str]:
     return sorted(
         name
         for name in names
-        if matches(name.lower(), PICKLES) and not (name.endswith(".bin") and name.removesuffix(".bin") + ".xml" in names)
+        if matches(name.lower(), PICKLES)
+        and not (name.endswith(".bin") and name.removesuffix(".bin") + ".xml" in names)
     )
 
 

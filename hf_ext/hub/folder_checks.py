@@ -187,7 +187,9 @@ def _definitions(folder: Path, file: str) -> set[str]:
 def _siblings(folder: Path, file: str) -> set[str]:
     nodes = [node for node in ast.walk(_parsed(folder, file)) if isinstance(node, ast.ImportFrom) and node.level == 1]
     return {
-        name.split(".")[0] for node in nodes for name in ([node.module] if node.module else [a.name for a in node.names])
+        name.split(".")[0]
+        for node in nodes
+        for name in ([node.module] if node.module else [a.name for a in node.names])
     }
 
 
@@ -210,7 +212,9 @@ def _check_adapter(folder: Path, where: PurePosixPath, present: set[str]) -> Non
         ranks = {config.get("r"), *(config.get("rank_pattern") or {}).values()}
         for tensor, shape in shapes.items():
             if tensor.endswith("lora_A.weight") and shape[0] not in ranks:
-                raise ValueError(f"{weights}: {tensor} has rank {shape[0]}, {name} says {config.get('r')}; save it again")
+                raise ValueError(
+                    f"{weights}: {tensor} has rank {shape[0]}, {name} says {config.get('r')}; save it again"
+                )
 
 
 def _check_tokenizer(folder: Path, name: str) -> None:

@@ -15,10 +15,24 @@ from huggingface_hub import constants, get_token
 
 TOKEN = re.compile(rb"(?<![A-Za-z0-9_])hf_[A-Za-z0-9]{20,}")
 # an absolute path of two parts or more, not what follows in a URL or a relative one
-ABSOLUTE_PATH = re.compile(rb"(?<![\w.:/~<-])(/[\w.@+-]+/[\w.@+-]+)")
+ABSOLUTE_PATH = re.compile(rb"(?<![\w.:/~<-])((?:/[\w.@+-]+){2,})")
 # names that say nothing about anybody, and would be found in any text
 EVERYBODY = {
-    *("admin", "app", "build", "code", "docker", "guest", "home", "jovyan", "localhost", "me", "model", "nobody", "root"),
+    *(
+        "admin",
+        "app",
+        "build",
+        "code",
+        "docker",
+        "guest",
+        "home",
+        "jovyan",
+        "localhost",
+        "me",
+        "model",
+        "nobody",
+        "root",
+    ),
     *("runner", "server", "test", "ubuntu", "user", "vagrant", "vscode", "worker"),
 }
 # folders that are the same on every machine
@@ -34,29 +48,36 @@ class PrivateStrings:
 
     Attributes:
         secrets: values of tokens and keys. names: of the user and the machine. folders: absolute paths.
+        public: names and paths that may appear all the same.
     """
 
     secrets: tuple[str, ...]
     names: tuple[str, ...]
     folders: tuple[str, ...]
+    public: tuple[str, ...] = ()
 
     @classmethod
     def of_this_machine(cls, *, public: Iterable[str] = ()) -> "PrivateStrings":
-        """Args: public: what may appear although it is a name here, such as the owner of the repository."""
+        """Args: public: what may appear although it is private here, such as the name of the repository's owner."""
         home, package = Path.home(), Path(__file__).parents[2]
         secrets = {
-            value for name, value in os.environ.items() if re.search(r"(TOKEN|_KEY|SECRET|PASSWORD)$", name, re.IGNORECASE)
+            value
+            for name, value in os.environ.items()
+            if re.search(r"(TOKEN|_KEY|SECRET|PASSWORD)$", name, re.IGNORECASE)
         }
         secrets = {value for value in (*secrets, get_token()) if value and len(value) >= 12 and "/" not in value}
         names = {_user_name(), home.name, socket.gethostname()}
         folders = {home, Path.cwd(), package, Path(sys.prefix), Path(constants.HF_HOME)}
         folders |= {folder.resolve() for folder in folders}
-        public = {*EVERYBODY, *public}
         return cls(
             tuple(sorted(secrets)),
-            tuple(sorted(name for name in names if len(name) > 2 and name.lower() not in public)),
+            tuple(sorted(name for name in names if len(name) > 2 and name.lower() not in EVERYBODY)),
             tuple(sorted(str(folder) for folder in folders if folder != Path(folder.anchor))),
+            tuple(public),
         )
+
+    def _is_public(self, word: str) -> bool:
+        return any(word == public or word.startswith(f"{public.rstrip('/')}/") for public in self.public)
 
     def find_in(self, folder: Path, names: Iterable[str], *, data: bool = False) -> list[str]:
         """One line for each private string in a file or its name; a token itself is never repeated.
@@ -77,22 +98,28 @@ class PrivateStrings:
             return
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             yield from self._in_bytes(content, name, words=words)
+        if last.endswith(".parquet"):
+            for rows in _unpacked(path):
+                yield from self._in_bytes(rows, name, words=False)
 
     def _in_bytes(self, content, name: str, *, words: bool) -> Iterator[str]:
         if TOKEN.search(content) or any(content.find(secret.encode()) >= 0 for secret in self.secrets):
             yield "holds a token or key"
         for folder in self.folders:
             # `/root` alone is in many a vocabulary; a longer path isn't
-            if (words or folder.count("/") > 1) and re.search(_path(folder), content):
+            looked_for = (words or folder.count("/") > 1) and not self._is_public(folder)
+            if looked_for and re.search(_path(folder), content):
                 yield f"holds a path of this machine, {folder!r}"
         if not words:
             return
         for word in self.names:
-            if re.search(rb"(?<![A-Za-z0-9_])" + re.escape(word.encode()) + rb"(?![A-Za-z0-9_])", content):
+            whole = rb"(?<![A-Za-z0-9_])" + re.escape(word.encode()) + rb"(?![A-Za-z0-9_])"
+            if not self._is_public(word) and re.search(whole, content):
                 yield f"holds the name {word!r} of this user or machine"
         for match in ABSOLUTE_PATH.finditer(content):
-            path = match[1].decode()
-            if match[1].split(b"/")[1] not in SYSTEM_FOLDERS and os.path.exists(path):
+            _, first, second, *_ = match[1].split(b"/")
+            is_here = first not in SYSTEM_FOLDERS and os.path.exists(b"/%s/%s" % (first, second))
+            if is_here and not self._is_public(path := match[1].decode()):
                 yield f"holds a path of this machine, {path!r}"
 
 
@@ -106,9 +133,7 @@ def check_nothing_private(
             text too; no token can be. owner: of the repository, who is public. data: see `PrivateStrings.find_in`.
     """
     private = PrivateStrings.of_this_machine(public=[*allowed, *([owner] if owner else [])])
-    found = private.find_in(folder, names, data=data)
-    found = [what for what in found if not any(f"{allow!r}" in what for allow in allowed)]
-    if found:
+    if found := private.find_in(folder, names, data=data):
         more = f" (and {len(found) - 3} more)" if len(found) > 3 else ""
         raise ValueError(
             f"{'; '.join(found[:3])}{more}: nothing is pushed; take it out, or name what may be public: allowed=('…',)"
@@ -118,6 +143,15 @@ def check_nothing_private(
 def _path(folder: str) -> bytes:
     """Matches a folder's path as a whole, with what begins or ends a path around it."""
     return rb"(?<![\w.~-])" + re.escape(folder.encode()) + rb"(?![\w-])"
+
+
+def _unpacked(path: Path) -> Iterator[bytes]:
+    """A parquet file's rows as they are without compression, some thousands at a time."""
+    import pyarrow.parquet  # comes with `datasets`, as parquet files do
+
+    with pyarrow.parquet.ParquetFile(path) as file:
+        for batch in file.iter_batches():
+            yield batch.serialize().to_pybytes()
 
 
 def _user_name() -> str:

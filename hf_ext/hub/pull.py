@@ -138,13 +138,17 @@ def _check_same(folder: Path, repo_id: str, commit: str, files: dict[str, Remote
     """Raises ValueError for a folder that isn't this commit, file by file."""
     there = _names_in(folder)
     for name in sorted(there.keys() | files.keys()):
-        if name not in files or name not in there or there[name].is_symlink() or not files[name].is_same_as(there[name]):
+        if (
+            name not in files
+            or name not in there
+            or there[name].is_symlink()
+            or not files[name].is_same_as(there[name])
+        ):
             how = "isn't of it" if name not in files else "is missing" if name not in there else "differs"
             raise ValueError(
                 f"folder={folder.name!r}: is there and isn't {repo_id} at {commit[:12]} ({name} {how}); choose another, or "
                 "delete it"
             )
-
 
 
 def _names_in(folder: Path) -> dict[str, Path]:

@@ -83,7 +83,7 @@ def push(
 
 @dataclass(frozen=True)
 class Target:
-    """Where a push goes. head: of the branch, None where it is to be made; base: what it is made from, None: no repository."""
+    """Where a push goes. head: of the branch, None where it is to be made; base: what from, None: no repository."""
 
     branch: str
     private: bool
@@ -222,20 +222,20 @@ class _Push:
                 )
 
 
-def _moved(repository: HubRepository, branch: str, parent: str, head: str | None, status: int | None = None) -> HubError:
+def _moved(
+    repository: HubRepository, branch: str, parent: str, head: str | None, status: int | None = None
+) -> HubError:
     now = f", its head is {head[:12]}" if head else " meanwhile"
     return HubError(
-        f"{repository.repo_id}: {branch} has moved on from {parent[:12]}{now}; pull it, see what has changed, and push again "
-        "with that parent_commit",
+        f"{repository.repo_id}: {branch} has moved on from {parent[:12]}{now}; pull it, see what has changed, "
+        "and push again with that parent_commit",
         status,
     )
 
 
 def _files(folder: Path) -> list[str]:
     """Names of everything that is no folder; links to folders are named, too, for the checks to refuse."""
-    return [
-        path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()
-    ]
+    return [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()]
 
 
 def _owner(repo_id: str) -> str | None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from huggingface_hub import HfApi, RepoFile
 from huggingface_hub.errors import (
+    FileMetadataError,
     HfHubHTTPError,
     HFValidationError,
     HTTPError,
@@ -22,6 +23,7 @@ from hf_ext.models.configuration_choices import check_choice
 
 
 REPO_TYPES = ("model", "dataset")
+CLIENTS_ERRORS = (HTTPError, OfflineModeIsEnabled, LocalTokenNotFoundError, FileMetadataError)
 
 
 class HubError(OSError):
@@ -81,12 +83,15 @@ class HubRepository:
         """Turns what the client raises inside into a HubError of one line that begins with the repository and `what`."""
         try:
             yield
-        except (HTTPError, OfflineModeIsEnabled, LocalTokenNotFoundError) as error:
+        except CLIENTS_ERRORS as error:
             raise self._error(what, error) from error
-        except RuntimeError as error:  # of one upload among several: the client's reason is what it was raised from
-            if not isinstance(error.__cause__, HTTPError):
-                raise
-            raise self._error(what, error.__cause__) from error
+        except (RuntimeError, ValueError, OSError) as error:
+            # the client's reason is what it raised this from; an OSError without a number is its own, not the disk's
+            if isinstance(error.__cause__, CLIENTS_ERRORS):
+                raise self._error(what, error.__cause__) from error
+            if isinstance(error, OSError) and not isinstance(error, HubError) and error.errno is None:
+                raise HubError(f"{self.repo_id}: {what}: {str(error).splitlines()[0]}") from error
+            raise
 
     def _error(self, what: str, error: BaseException) -> HubError:
         status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
@@ -139,6 +144,8 @@ def _reason(error: BaseException, status: int | None) -> str:
         return "HF_HUB_OFFLINE=1 keeps every request back; unset it"
     if isinstance(error, LocalTokenNotFoundError):
         return "there is no token; run `hf auth login`, or set HF_TOKEN"
+    if isinstance(error, FileMetadataError):
+        return "what answers there is no Hub; see HF_ENDPOINT, and the proxy's settings"
     if status is None:
         return f"the connection broke ({type(error).__name__}); try again"
     said = " ".join((error.server_message or "").split())

@@ -32,6 +32,10 @@ def main(argv: list[str]) -> None:
     config = run.model_section.config(vocab_size=recipe.tokenizer.size)
     check_run(training, recipe.data, config, row_length)
     task.check_writing(writing, config, run.model_section.path)
+    if writing.only and run.push is not None:
+        raise ValueError(
+            "training.push_to_hub=True: with writing.only there is no model to push; leave one of them out"
+        )
 
     train_documents, eval_documents = load_documents(recipe.data, seed=training.seed)
     tokenizer = get_tokenizer(

@@ -1,12 +1,9 @@
 """A Hub on this machine for each test, and a small model's folder to push to it."""
 
 import shutil
-from types import SimpleNamespace
 
 import pytest
-from hub.loopback_hub import LoopbackHub
-from huggingface_hub import constants
-from huggingface_hub.utils import _http
+from hub.loopback_hub import reachable_hub
 from models.decoder_grid import make_model
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GenerationConfig, PreTrainedTokenizerFast
@@ -26,14 +23,8 @@ tags: [hf_ext]
 
 @pytest.fixture
 def hub(monkeypatch):
-    """Its token is that of the environment; the client doesn't wait between its tries."""
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-    monkeypatch.setattr(_http, "time", SimpleNamespace(sleep=lambda seconds: None))
-    monkeypatch.setenv("HF_TOKEN", LoopbackHub.token)
-    with LoopbackHub() as running:
+    with reachable_hub(monkeypatch) as running:
         yield running
-        assert not running.authorized_elsewhere
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:

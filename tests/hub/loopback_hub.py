@@ -1,7 +1,7 @@
 """A Hub on this machine, over real HTTP: what `huggingface_hub`'s client asks of one, and faults on demand.
 
-with LoopbackHub() as hub:
-    push(folder, "me/mine", endpoint=hub.endpoint, token=hub.token)
+with reachable_hub(monkeypatch) as hub:
+    push(folder, "me/mine")
     hub.files("me/mine")["config.json"]              # what a commit holds, as bytes
     hub.fault("PUT", "/objects/", "die half way")    # the next upload ends in the middle, and the server is gone
     hub.start()                                      # back again, with all it had
@@ -16,9 +16,15 @@ import json
 import re
 import socket
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 from urllib.parse import parse_qs, quote, unquote, urlsplit
+
+from huggingface_hub import constants
+from huggingface_hub.utils import _http
 
 
 @dataclass
@@ -84,8 +90,9 @@ class LoopbackHub:
         self.repositories: dict[tuple[str, str], Repository] = {}
         self.requests: list[tuple[str, str]] = []
         self.faults: list[Fault] = []
+        self.lock = threading.Lock()
         self.authorized_elsewhere: list[str] = []  # requests to the other origin that carried a token: must stay empty
-        self.server = None
+        self.server, self.port = None, 0
 
     def __enter__(self) -> "LoopbackHub":
         self.start()
@@ -96,8 +103,9 @@ class LoopbackHub:
 
     def start(self) -> None:
         handler = type("Handler", (_Handler,), {"hub": self})
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        self.server = ThreadingHTTPServer(("127.0.0.1", self.port), handler)
         self.server.daemon_threads = True
+        self.port = self.server.server_address[1]  # the same again when it comes back
         threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
 
     def stop(self) -> None:
@@ -108,11 +116,11 @@ class LoopbackHub:
 
     @property
     def endpoint(self) -> str:
-        return f"http://127.0.0.1:{self.server.server_address[1]}"
+        return f"http://127.0.0.1:{self.port}"
 
     @property
     def elsewhere(self) -> str:
-        return f"http://localhost:{self.server.server_address[1]}"
+        return f"http://localhost:{self.port}"
 
     def fault(self, method: str, pattern: str, what: int | str, *, after: int = 0, times: int = 1) -> None:
         """Let requests fail.
@@ -145,6 +153,20 @@ class LoopbackHub:
         return self.repository(repo_id, repo_type).branches[branch]
 
 
+@contextmanager
+def reachable_hub(monkeypatch) -> Iterator[LoopbackHub]:
+    """A Hub for this process, offline as it may be otherwise; its token is the environment's, and the client doesn't wait
+    between its tries."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(_http, "time", SimpleNamespace(sleep=lambda seconds: None))
+    monkeypatch.setenv("HF_TOKEN", LoopbackHub.token)
+    with LoopbackHub() as hub:
+        monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
+        yield hub
+        assert not hub.authorized_elsewhere
+
+
 class _Answer(Exception):  # noqa: N818
     def __init__(self, status: int, body=None, headers: dict[str, str] | None = None):
         self.status, self.body, self.headers = status, body, headers or {}
@@ -157,7 +179,7 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, *_) -> None:
         pass
 
-    def do_HEAD(self):  # noqa: N802
+    def do_HEAD(self):
         self._serve()
 
     do_GET = do_POST = do_PUT = do_DELETE = do_HEAD  # noqa: N815
@@ -187,13 +209,14 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(answer)
 
     def _fault(self) -> int | str | None:
-        for fault in self.hub.faults:
-            if fault.method == self.command and re.search(fault.pattern, self.url.path) and fault.times:
-                if fault.after:
-                    fault.after -= 1
-                    continue
-                fault.times -= 1
-                return fault.what
+        with self.hub.lock:
+            for fault in self.hub.faults:
+                if fault.method == self.command and re.search(fault.pattern, self.url.path) and fault.times:
+                    if fault.after:
+                        fault.after -= 1
+                        continue
+                    fault.times -= 1
+                    return fault.what
         return None
 
     def _hang_up(self, *, dies: bool) -> None:
