@@ -33,6 +33,13 @@ def matches(name: str, patterns: Iterable[str]) -> bool:
     return any(fnmatchcase(name, pattern) or fnmatchcase(last, pattern) for pattern in patterns)
 
 
+def several(name: str, given: Iterable[str]) -> tuple[str, ...]:
+    """An argument that takes several texts; ValueError for one text, whose letters it would be taken for."""
+    if isinstance(given, str):
+        raise ValueError(f"{name}={given!r}: takes several; write ({given!r},)")
+    return tuple(given)
+
+
 def pickles_among(names: Iterable[str]) -> list[str]:
     """Those that are unpickled when they are loaded; OpenVINO's `model.bin` beside `model.xml` is plain numbers."""
     names = set(names)

@@ -1,7 +1,6 @@
 """What must not leave this machine with a model: tokens, the user's and the machine's name, paths of this machine."""
 
 import getpass
-import mmap
 import os
 import re
 import socket
@@ -16,6 +15,8 @@ from huggingface_hub import constants, get_token
 TOKEN = re.compile(rb"(?<![A-Za-z0-9_])hf_[A-Za-z0-9]{20,}")
 # an absolute path of two parts or more, not what follows in a URL or a relative one
 ABSOLUTE_PATH = re.compile(rb"(?<![\w.:/~<-])((?:/[\w.@+-]+){2,})")
+# bytes that are looked through at once, and of what may lie across the end of them
+BLOCK, LONGEST = 1 << 24, 1 << 10
 # names that say nothing about anybody, and would be found in any text
 EVERYBODY = {
     *(
@@ -94,27 +95,25 @@ class PrivateStrings:
     def _in_file(self, path: Path, name: str, data: bool) -> Iterator[str]:
         last = PurePosixPath(name).name
         words = last.endswith(WORDS_OF_A_RUN) and last not in VOCABULARIES and not (data and last != "README.md")
-        if path.stat().st_size == 0:
-            return
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        for content in _blocks(path):
             yield from self._in_bytes(content, name, words=words)
         if last.endswith(".parquet"):
             for rows in _unpacked(path):
                 yield from self._in_bytes(rows, name, words=False)
 
-    def _in_bytes(self, content, name: str, *, words: bool) -> Iterator[str]:
-        if TOKEN.search(content) or any(content.find(secret.encode()) >= 0 for secret in self.secrets):
+    def _in_bytes(self, content: bytes, name: str, *, words: bool) -> Iterator[str]:
+        if _has(content, b"hf_", TOKEN) or any(secret.encode() in content for secret in self.secrets):
             yield "holds a token or key"
         for folder in self.folders:
             # `/root` alone is in many a vocabulary; a longer path isn't
             looked_for = (words or folder.count("/") > 1) and not self._is_public(folder)
-            if looked_for and re.search(_path(folder), content):
+            if looked_for and _has(content, folder.encode(), _whole(folder, rb"[\w.~-]", rb"[\w-]")):
                 yield f"holds a path of this machine, {folder!r}"
         if not words:
             return
         for word in self.names:
-            whole = rb"(?<![A-Za-z0-9_])" + re.escape(word.encode()) + rb"(?![A-Za-z0-9_])"
-            if not self._is_public(word) and re.search(whole, content):
+            letter = rb"[A-Za-z0-9_]"
+            if not self._is_public(word) and _has(content, word.encode(), _whole(word, letter, letter)):
                 yield f"holds the name {word!r} of this user or machine"
         for match in ABSOLUTE_PATH.finditer(content):
             _, first, second, *_ = match[1].split(b"/")
@@ -140,9 +139,28 @@ def check_nothing_private(
         )
 
 
-def _path(folder: str) -> bytes:
-    """Matches a folder's path as a whole, with what begins or ends a path around it."""
-    return rb"(?<![\w.~-])" + re.escape(folder.encode()) + rb"(?![\w-])"
+def _whole(word: str, before: bytes, after: bytes) -> re.Pattern[bytes]:
+    """Matches a word or path where it isn't a part of a longer one."""
+    return re.compile(rb"(?<!%s)%s(?!%s)" % (before, re.escape(word.encode()), after))
+
+
+def _has(content: bytes, literal: bytes, pattern: re.Pattern[bytes]) -> bool:
+    """Whether `pattern`, which begins with `literal`, matches anywhere; weights are gigabytes, and `find` is quick."""
+    start = content.find(literal)
+    while start >= 0:
+        if pattern.match(content, start):
+            return True
+        start = content.find(literal, start + 1)
+    return False
+
+
+def _blocks(path: Path) -> Iterator[bytes]:
+    """A file's content, each block with the end of the one before."""
+    with path.open("rb") as file:
+        end = b""
+        while block := file.read(BLOCK):
+            yield end + block
+            end = (end + block)[-LONGEST:]
 
 
 def _unpacked(path: Path) -> Iterator[bytes]:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from hf_ext.hub.file_names import RESERVED_FOLDERS, check_name, check_no_pickle, matches, pickles_among
+from hf_ext.hub.file_names import RESERVED_FOLDERS, check_name, check_no_pickle, matches, pickles_among, several
 from hf_ext.hub.repository import HubError, HubRepository, RemoteFile
 from hf_ext.training.checkpoints.folders import sync_tree
 
@@ -54,7 +54,7 @@ def pull(
         ValueError: no such revision; names that lead out of the folder; pickles; or the folder holds something else.
         HubError: the Hub refused, couldn't be reached, or sent something else than it said.
     """
-    folder, leave_out = Path(os.path.abspath(folder)), tuple(leave_out)
+    folder, leave_out = Path(os.path.abspath(folder)), several("leave_out", leave_out)
     repository = HubRepository(repo_id, repo_type, token=token, endpoint=endpoint)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"folder={folder.name!r}: is a file; choose another name")

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete
 
-from hf_ext.hub.file_names import matches
+from hf_ext.hub.file_names import matches, several
 from hf_ext.hub.folder_checks import check_folder
 from hf_ext.hub.private_strings import check_nothing_private
 from hf_ext.hub.repository import HubError, HubRepository, RemoteFile
@@ -68,7 +68,7 @@ def push(
             broke, for the next call to go on from what was uploaded.
     """
     repository = HubRepository(repo_id, repo_type, token=token, endpoint=endpoint)
-    leave_out, allowed = tuple(leave_out), tuple(allowed)
+    leave_out, allowed = several("leave_out", leave_out), several("allowed", allowed)
     with as_folder(source, repo_type) as folder:
         everything = sorted(_files(folder))
         names = [name for name in everything if not matches(name, leave_out)]

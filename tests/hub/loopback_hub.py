@@ -163,6 +163,9 @@ def reachable_hub(monkeypatch) -> Iterator[LoopbackHub]:
     monkeypatch.setenv("HF_TOKEN", LoopbackHub.token)
     with LoopbackHub() as hub:
         monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
+        template = constants.HUGGINGFACE_CO_URL_TEMPLATE  # made of the endpoint when the client was imported
+        path = template[template.index("/{repo_id}") :]
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.endpoint + path)
         yield hub
         assert not hub.authorized_elsewhere
 

@@ -9,6 +9,7 @@ from datasets import Dataset
 from safetensors.torch import save_file
 from torch import zeros
 
+from hf_ext.hub import private_strings
 from hf_ext.hub.private_strings import check_nothing_private
 
 
@@ -81,6 +82,16 @@ def test_names_and_paths_are_found_in_what_a_run_writes(machine, empty, name, te
     (empty / name).write_text(text.format(**known))
     with pytest.raises(ValueError, match=f"{name}: holds (the|a) {said.format(**known)}"):
         check(empty)
+
+
+def test_what_lies_across_two_blocks_is_found(machine, empty, monkeypatch):
+    monkeypatch.setattr(private_strings, "BLOCK", 1000)
+    for start in range(960, 1010, 7):
+        (empty / "x.bin").write_bytes(b"." * start + TOKEN.encode() + b"." * 3000)
+        with pytest.raises(ValueError, match=r"x.bin: holds a token"):
+            check(empty)
+    (empty / "x.bin").write_bytes(b"." * 990 + b"hf_" + b"." * 3000)
+    check(empty)
 
 
 def test_a_file_may_not_be_named_after_the_machine(machine, empty):

@@ -97,11 +97,13 @@ def test_a_folder_that_is_not_right_reaches_no_server(hub, folder, name, content
     [
         ({"repo_type": "kernel"}, "repo_type='kernel': must be one of"),
         ({"repo_id": "a/b/c"}, "repo_id='a/b/c'"),
+        ({"leave_out": "*.log"}, "leave_out='.*': takes several"),
+        ({"source": "nowhere"}, "nowhere: no such folder"),
     ],
 )
 def test_nonsense_reaches_no_server(hub, folder, options, said):
     with pytest.raises(ValueError, match=said):
-        push_quietly(folder, **options)
+        push_quietly(**{"source": folder, **options})
     assert hub.requests == []
 
 
@@ -146,6 +148,10 @@ def test_branches_and_tags(hub, folder):
     assert hub.repository(NAME).tags == {"v1": main, "v2": branched}
     assert "notes.txt" not in hub.files(NAME, "v1")
     assert hub.files(NAME, "v2")["notes.txt"] == b"an experiment"
+    push_quietly(folder, "me/other", revision="b")
+    assert set(hub.repository("me/other").branches) == {"main", "b"}
+    assert hub.files("me/other") == {}
+    assert hub.files("me/other", "b") == on_disk(folder)
     with pytest.raises(ValueError, match=r"tag='v1': is .* already"):
         push_quietly(folder, tag="v1")
     with pytest.raises(ValueError, match="revision='v1': is a tag"):
