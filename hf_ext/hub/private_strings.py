@@ -58,15 +58,19 @@ class PrivateStrings:
     public: tuple[str, ...] = ()
 
     @classmethod
-    def of_this_machine(cls, *, public: Iterable[str] = ()) -> "PrivateStrings":
-        """Args: public: what may appear although it is private here, such as the name of the repository's owner."""
+    def of_this_machine(cls, *, public: Iterable[str] = (), token: str | None = None) -> "PrivateStrings":
+        """
+        Args:
+            public: what may appear although it is private here, such as the name of the repository's owner.
+            token: one beside those of the environment and the client's log-in.
+        """
         home, package = Path.home(), Path(__file__).parents[2]
         secrets = {
             value
             for name, value in os.environ.items()
             if re.search(r"(TOKEN|_KEY|SECRET|PASSWORD)$", name, re.IGNORECASE)
         }
-        secrets = {value for value in (*secrets, get_token()) if value and len(value) >= 12 and "/" not in value}
+        secrets = {value for value in (*secrets, get_token(), token) if value and len(value) >= 12 and "/" not in value}
         names = {_user_name(), home.name, socket.gethostname()}
         folders = {home, Path.cwd(), package, Path(sys.prefix), Path(constants.HF_HOME)}
         folders |= {folder.resolve() for folder in folders}
@@ -123,15 +127,22 @@ class PrivateStrings:
 
 
 def check_nothing_private(
-    folder: Path, names: Iterable[str], *, allowed: Iterable[str] = (), owner: str | None = None, data: bool = False
+    folder: Path,
+    names: Iterable[str],
+    *,
+    allowed: Iterable[str] = (),
+    owner: str | None = None,
+    token: str | None = None,
+    data: bool = False,
 ) -> None:
     """Raises ValueError, one line, for the first files that hold a token, a name or path of this machine.
 
     Args:
         folder, names: the files to look through. allowed: strings that may be there, such as a name that is a word of the
-            text too; no token can be. owner: of the repository, who is public. data: see `PrivateStrings.find_in`.
+            text too; no token can be. owner: of the repository, who is public. token: that of the push, where it was given.
+        data: see `PrivateStrings.find_in`.
     """
-    private = PrivateStrings.of_this_machine(public=[*allowed, *([owner] if owner else [])])
+    private = PrivateStrings.of_this_machine(public=[*allowed, *([owner] if owner else [])], token=token)
     if found := private.find_in(folder, names, data=data):
         more = f" (and {len(found) - 3} more)" if len(found) > 3 else ""
         raise ValueError(

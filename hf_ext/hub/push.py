@@ -50,7 +50,8 @@ def push(
         source: a folder's path, or what `as_folder` saves: models, tokenizers, …, peft models, cards, data sets.
         repo_id: "owner/name", made where it isn't there; "name" alone is the token's own.
         repo_type: "model" or "dataset".
-        private: what is made is private. A repository that is public already is refused unless this is False.
+        private: what is made is private. A repository that is public already is refused unless this is False;
+            one that is there stays what it is.
         revision: the branch, made from main where it isn't there; default main. tag: a new name for the commit.
         parent_commit: the commit that the folder goes on from; another head of the branch is refused. Default: the head as
             it is when the push begins, so that nobody's commit is covered in between.
@@ -73,7 +74,8 @@ def push(
         everything = sorted(_files(folder))
         names = [name for name in everything if not matches(name, leave_out)]
         check_folder(folder, names, repo_type)
-        check_nothing_private(folder, names, allowed=allowed, owner=_owner(repo_id), data=repo_type == "dataset")
+        is_data = repo_type == "dataset"
+        check_nothing_private(folder, names, allowed=allowed, owner=_owner(repo_id), token=token, data=is_data)
         sizes = {name: (folder / name).stat().st_size for name in names}
         target = check_target(repository, private=private, revision=revision, tag=tag, parent_commit=parent_commit)
         stale = sorted(_stale(names, target.files))

@@ -51,6 +51,10 @@ def test_tokens_and_keys_are_found_anywhere(machine, empty, name, secret):
     with pytest.raises(ValueError, match=f"{name}: holds a token or key") as caught:
         check(empty, allowed=(secret,), data=True)
     assert secret not in str(caught.value)
+    (empty / name).write_text("x=given-to-the-call")
+    check(empty)
+    with pytest.raises(ValueError, match=f"{name}: holds a token or key"):
+        check(empty, token="given-to-the-call")
 
 
 def test_a_token_in_the_metadata_of_weights(machine, empty):

@@ -13,7 +13,7 @@ from hub.conftest import CARD, make_tokenizer
 from hub.loopback_hub import LoopbackHub
 from huggingface_hub import ModelCard, constants
 from models.decoder_grid import make_model
-from transformers import GenerationConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from hf_ext.hub import HubError, push
 
@@ -292,6 +292,12 @@ def test_objects_become_one_commit(hub):
     assert json.loads(files["generation_config.json"])["max_new_tokens"] == 7
     assert b"# Mine" in files["README.md"]
     assert len(hub.repository(NAME).messages) == 2
+
+
+def test_what_was_loaded_from_this_disk_does_not_say_where(hub, folder):
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    push_quietly([model, AutoTokenizer.from_pretrained(folder), GenerationConfig.from_pretrained(folder)])
+    assert not [name for name, content in hub.files(NAME).items() if str(folder.parent).encode() in content]
 
 
 def test_an_adapter_goes_with_the_name_of_its_base(hub):
