@@ -31,6 +31,7 @@ from hf_ext.tasks.run_folder import (
     steps_done,
     whole_training_loss,
 )
+from hf_ext.tasks.run_push import take_over_push
 from hf_ext.training.arguments import HfxTrainingArguments
 from hf_ext.training.distributed import check_adapter, is_split, load_whole, plain_class, split_model
 from hf_ext.training.float8 import plain_products
@@ -76,6 +77,7 @@ class Run:
         _check_schedule(self.training)
         self.checkpoint = find_checkpoint(self.training, recipe.resume)
         check_writable(self.training.output_dir)
+        self.push = take_over_push(self.training, recipe.values.get("training", {}))
         set_seed(self.training.seed)
 
     @property
@@ -135,10 +137,7 @@ class Run:
     def _save(self, trainer: HfxTrainer) -> None:
         """The model for `from_pretrained`; an adapter that can be is added into it, and kept beside it."""
         if not self.adapter.merges:
-            # the stock Trainer would push here, before there is a card or a score
-            pushes, trainer.args.push_to_hub = trainer.args.push_to_hub, False
             trainer.save_model()
-            trainer.args.push_to_hub = pushes
             if self.adapter.method is not None and self.is_main:
                 trained_model(trainer).config.save_pretrained(
                     self.output
@@ -262,7 +261,7 @@ class Run:
             probe_text: what both processes read. options: of `probe`.
 
         Raises:
-            RuntimeError: the saved model computes something else.
+            RuntimeError: the saved model computes something else. ValueError, HubError: of `push`; the folder is whole then.
         """
         if self.is_main:
             draw_loss_curve(
@@ -275,10 +274,9 @@ class Run:
             model_card(model, self.output, facts).save(self.output / "README.md")
             if self.adapter.quantize is None:  # else what is saved is an adapter, to weights that aren't quantized
                 prove_reload(model, trainer.processing_class, self.output, probe_text)
-        if self.training.push_to_hub:
-            trainer.push_to_hub()
-        if self.is_main:
             print(f"everything is in {self.output}")
+            if self.push is not None:
+                self.push.run(self.output)
 
 
 def _check_schedule(training: HfxTrainingArguments) -> None:

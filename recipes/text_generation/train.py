@@ -28,6 +28,8 @@ def main(argv: list[str]) -> None:
     training.prediction_loss_only = True  # else the logits of every held-out token would be kept
 
     # everything that can be refused without reading the data is refused here
+    if writing.only and training.push_to_hub:
+        raise ValueError("training.push_to_hub=True: no model comes out of writing.only; leave one of them out")
     run = Run(recipe, "recipes/text_generation/train.py", argv)
     config = run.model_section.config(vocab_size=recipe.tokenizer.size)
     check_run(training, recipe.data, config, row_length)

@@ -66,6 +66,7 @@ def test_shakespeare_in_short(tmp_path, real_data):
     ("argv", "message"),
     [
         (("--writing.only", "true"), "writing.only=True: needs a trained model"),
+        (("--writing.only", "true", "--push_to_hub"), "training.push_to_hub=True: no model comes out of writing.only"),
         (("--constraints.pattern", "(["), "no regular expression"),
         (("--writing.max_new_tokens", 60), "lower one of the two"),
     ],

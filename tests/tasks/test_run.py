@@ -1,55 +1,47 @@
-"""What every run does: it pushes the whole folder once, card and all, to a repository that is private."""
+"""What every run does: it pushes the finished folder once, card and all, to a repository that is private."""
 
 import os
-import runpy
+import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
-import transformers.trainer
+from hub.loopback_hub import LoopbackHub
 
 
 ROOT = Path(__file__).parents[2]
-
-
-class HubThatWasnt:
-    """Takes note of what a push would have sent."""
-
-    def __init__(self):
-        self.made, self.pushed = [], []
-
-    def create_repo(self, name, token=None, private=None, exist_ok=False):
-        self.made.append((name, private))
-        return SimpleNamespace(repo_id=name)
-
-    def upload_folder(self, *, repo_id, folder_path, ignore_patterns, **rest):
-        there = {str(p.relative_to(folder_path)) for p in Path(folder_path).rglob("*") if p.is_file()}
-        card = (Path(folder_path) / "README.md").read_text()
-        self.pushed.append({"repo": repo_id, "files": there, "ignored": ignore_patterns, "card": card})
+TOKEN = LoopbackHub.token
 
 
 @pytest.mark.heavy
-def test_a_push_is_the_finished_folder_once(tmp_path, monkeypatch):
-    hub = HubThatWasnt()
-    monkeypatch.setattr(transformers.trainer, "hf_api", lambda: hub)
-    monkeypatch.chdir(ROOT)
-    script = "recipes/text_classification/train.py"
-    main = runpy.run_path(script)["main"]
-    recipe = str(Path(script).with_name("debug.yaml"))
-    out = str(tmp_path / "mine")
-    argv = [recipe, "--training.output_dir", out, "--push_to_hub", "--hub_model_id", "me/mine", "--max_steps", "60"]
-    monkeypatch.setattr(sys, "argv", [script, *argv])
-    monkeypatch.setitem(os.environ, "HF_TOKEN", "hf_not_a_token")
-    main(argv)
-    assert hub.made == [("me/mine", True)]
-    (pushed,) = hub.pushed
-    assert pushed["repo"] == "me/mine"
-    assert {"config.json", "model.safetensors", "tokenizer.json", "README.md", "loss.png", "recipe.yaml"} <= pushed[
-        "files"
-    ]
-    assert any("checkpoint" in pattern for pattern in pushed["ignored"])
+def test_a_push_is_the_finished_folder_once_without_a_word_of_this_machine(tmp_path):
+    """Canaries: a user, their home, a token and a key, none of which may be in what was pushed."""
+    home = tmp_path / "canaryhome"
+    output = home / "runs" / "mine"
+    command = [sys.executable, "recipes/text_classification/train.py", "recipes/text_classification/debug.yaml"]
+    command += ["--training.output_dir", str(output), "--push_to_hub", "--hub_model_id", "me/mine", "--max_steps", "60"]
+    environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
+    environment |= {"HOME": str(home), "LOGNAME": "canaryuser", "USER": "canaryuser", "SOME_API_KEY": "k3y-of-canary"}
+    environment |= {"HF_HOME": str(tmp_path / "hf"), "HF_TOKEN": TOKEN, "HF_HUB_DISABLE_XET": "1"}
+    with LoopbackHub() as hub:
+        environment["HF_ENDPOINT"] = hub.endpoint
+        done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert TOKEN not in done.stdout + done.stderr
+        assert hub.repository("me/mine").private
+        assert hub.repository("me/mine").messages == ["initial commit", "Training of mine"]
+        pushed = hub.files("me/mine")
+    expected = {"config.json", "model.safetensors", "tokenizer.json", "README.md", "loss.png", "recipe.yaml"}
+    assert expected | {"all_results.json", "trainer_state.json"} <= set(pushed)
+    assert not [name for name in pushed if "checkpoint" in name or name.endswith((".bin", ".pt"))]
     # the run's own card, not the stock one
-    assert "## Intended use and limits" in pushed["card"]
-    assert "generated automatically" not in pushed["card"]
-    assert "hf_not_a_token" not in pushed["card"]
+    assert b"## Intended use and limits" in pushed["README.md"]
+    assert b"generated automatically" not in pushed["README.md"]
+    changed = {name for name in pushed if pushed[name] != (output / name).read_bytes()}
+    assert changed == {"recipe.yaml", "trainer_state.json"}
+    assert b"output_dir: mine" in pushed["recipe.yaml"]
+    assert b'"best_model_checkpoint": "checkpoint-60"' in pushed["trainer_state.json"]
+    for name, content in pushed.items():
+        for canary in ("canary", str(tmp_path), str(ROOT), TOKEN):
+            assert canary.encode() not in content, (name, canary)
+    assert not [path for path in output.parent.iterdir() if path != output]
