@@ -75,7 +75,10 @@ def export_gguf(
         names = gguf.get_tensor_name_map(_architecture_number(gguf, architecture), config.num_hidden_layers)
         weights = {_renamed(key, names): weight for key, weight in _weights(model, architecture)}
         types = {key: kind if weight.ndim == 2 else gguf.GGMLQuantizationType.F32 for key, weight in weights.items()}
-        for key, weight in weights.items():  # their sizes come first in the file, and no second copy of the model is held
+        for (
+            key,
+            weight,
+        ) in weights.items():  # their sizes come first in the file, and no second copy of the model is held
             _announce(gguf, writer, key, weight.shape, types[key])
         writer.write_header_to_file()
         writer.write_kv_data_to_file()

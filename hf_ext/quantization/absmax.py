@@ -2,7 +2,7 @@
 
     scale = max |x| / (2^(bits - 1) - 1)        q = clamp(round(x / scale))        x' = scale * q
 
-Dettmers et al. 2022, arXiv 2208.07339, eq. 1; every row of x, (G, n), has a scale of its own, (G, 1). Rounding is to the
+Dettmers et al. 2022, arXiv 2208.07339, sec. 2.1; every row of x, (G, n), has a scale of its own, (G, 1). Rounding is to the
 nearest integer, halves to the even one, as torch's.
 """
 

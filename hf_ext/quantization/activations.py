@@ -1,4 +1,4 @@
-"""What a layer's input goes through before it is multiplied: nothing, a rounding with a range of its own, or with a fixed one.
+"""What a layer's input goes through before it is multiplied: nothing, or a rounding with its own or a fixed range.
 
 B batch, T tokens, d size. All take (..., d) and give (..., d), and let gradients through.
 """

@@ -34,7 +34,9 @@ def observe_inputs(
     """For each named layer an observer that has seen all that the layer read."""
     observers = {name: make() for name in names}
     hooks = [
-        model.get_submodule(name).register_forward_pre_hook(lambda _, inputs, seen=seen: seen.observe(inputs[0].detach()))
+        model.get_submodule(name).register_forward_pre_hook(
+            lambda _, inputs, seen=seen: seen.observe(inputs[0].detach())
+        )
         for name, seen in observers.items()
     ]
     try:

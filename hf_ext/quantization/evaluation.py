@@ -126,7 +126,9 @@ def _is(model: PreTrainedModel, auto_class) -> bool:
 
 
 @torch.no_grad()
-def predictions(model: PreTrainedModel, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, tuple[str, float] | None]:
+def predictions(
+    model: PreTrainedModel, batch: dict[str, torch.Tensor]
+) -> tuple[torch.Tensor, tuple[str, float] | None]:
     """What the model says of each token that isn't padding, or of each row, (N, C), and its metric.
 
     Returns:
@@ -262,8 +264,10 @@ def _in_a_process(folder: str, texts: str, results: str) -> Measured:
 
 def _differences(found: dict, reference: dict, folder: str) -> tuple[float, float]:
     if found["logits"].shape != reference["logits"].shape:
-        raise ValueError(f"{folder}: another model's, its logits are {tuple(found['logits'].shape)} instead of "
-                         f"{tuple(reference['logits'].shape)}; compare models of one tokenizer and head")
+        raise ValueError(
+            f"{folder}: another model's, its logits are {tuple(found['logits'].shape)} instead of "
+            f"{tuple(reference['logits'].shape)}; compare models of one tokenizer and head"
+        )
     error = (found["logits"] - reference["logits"]).abs().mean() / reference["logits"].std()
     if "written" in found:
         same = (found["written"] == reference["written"])[reference["written"] >= 0]

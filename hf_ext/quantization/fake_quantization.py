@@ -1,6 +1,6 @@
 """Training through a rounding: forward computes with rounded numbers, backward as if none had been rounded.
 
-Jacob et al. 2018, arXiv 1712.05877, sec. 3.2; the straight-through estimator is Bengio et al. 2013, arXiv 1308.3432, sec. 2.
+Jacob et al. 2018, arXiv 1712.05877, sec. 3.2; the straight-through estimator is Bengio et al. 2013, arXiv 1308.3432.
 """
 
 import torch

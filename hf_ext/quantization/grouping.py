@@ -16,7 +16,7 @@ def in_groups(weight: torch.Tensor, granularity: str = "channel", group_size: in
 
     "tensor": G = 1. "channel": G = O, n = I. "group": n = group_size, G = O * I / n; a group lies within one channel, the
     inputs n j to n (j + 1) - 1 of it. Small groups follow the weights more closely and cost a scale each; Dettmers &
-    Zettlemoyer 2023, arXiv 2212.09720, sec. 5.1.
+    Zettlemoyer 2023, arXiv 2212.09720.
 
     Raises:
         ValueError: an unknown granularity, or a group size that doesn't divide I or has no effect.

@@ -63,5 +63,3 @@ class Method(ABC):
             RuntimeError: names or shapes that don't match.
         """
         model.load_state_dict(tensors)
-
-

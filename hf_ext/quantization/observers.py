@@ -66,7 +66,7 @@ class PercentileObserver(HistogramObserver):
     """The range that all but a few values lie in, (1 - percentile) / 2 of them cut off on either side.
 
     Args:
-        percentile: share of the values that is kept, as in Wu et al. 2020, arXiv 2004.09602, sec. 5.
+        percentile: share of the values that is kept, as in Wu et al. 2020, arXiv 2004.09602.
     """
 
     def __init__(self, percentile: float = 0.9999):
@@ -85,11 +85,13 @@ class PercentileObserver(HistogramObserver):
 
 class MseObserver(HistogramObserver):
     """Of the seen range shrunk in steps, the part that is quantized with the least mean square error: what it cuts off
-    costs less than the finer steps gain. Choukroun et al. 2019, arXiv 1902.06822, sec. 3.1."""
+    costs less than the finer steps gain. Choukroun et al. 2019, arXiv 1902.06822."""
 
     def range(self, bits: int = 8) -> tuple[float, float]:
         values = self.centers()
-        shares = [1 - place / (SHARES_TRIED + 1) for place in range(SHARES_TRIED)]  # 1 first: it wins where all are alike
+        shares = [
+            1 - place / (SHARES_TRIED + 1) for place in range(SHARES_TRIED)
+        ]  # 1 first: it wins where all are alike
         errors = []
         for share in shares:
             low, high = (torch.tensor(end * share, dtype=torch.float64) for end in (self.low, self.high))

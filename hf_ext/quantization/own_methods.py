@@ -63,9 +63,7 @@ class OwnMethod(Method):
 
 OWN_METHODS = (
     OwnMethod("int8", "8 bits, absmax by channel", bits=8, scheme="absmax"),
-    OwnMethod(
-        "int8_dynamic", "the same, inputs to 8 bits by token", bits=8, scheme="absmax", activation="dynamic"
-    ),
+    OwnMethod("int8_dynamic", "the same, inputs to 8 bits by token", bits=8, scheme="absmax", activation="dynamic"),
     OwnMethod(
         "int8_static",
         "the same, inputs to 8 bits over calibrated ranges",

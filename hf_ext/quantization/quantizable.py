@@ -10,8 +10,8 @@ from hf_ext.models.pretrained_model import HfxPreTrainedModel
 
 
 def quantizable_layers(model: PreTrainedModel, exclude: Iterable[str] = ()) -> list[str]:
-    """Names of the linear layers in the body's stacks. Embeddings, norms and heads keep their floats: they are few or
-    read by rows, and errors there go straight into the logits (Dettmers et al. 2022, arXiv 2208.07339, app. C).
+    """Names of the linear layers in the body's stacks. Embeddings, norms and heads keep their floats: an embedding is
+    read by rows, and errors of a head go straight into the logits.
 
     Args:
         exclude: last parts of names that are left out too, such as "o_proj".

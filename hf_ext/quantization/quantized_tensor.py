@@ -95,7 +95,9 @@ def quantize_tensor(weight: torch.Tensor, how: Quantization) -> QuantizedTensor:
         ValueError: NaN or infinite numbers, or a group size that doesn't divide I.
     """
     if not bool(weight.isfinite().all()):
-        raise ValueError(f"weight: {tuple(weight.shape)} holds NaN or infinity, which no integer stands for; mend it first")
+        raise ValueError(
+            f"weight: {tuple(weight.shape)} holds NaN or infinity, which no integer stands for; mend it first"
+        )
     x = in_groups(weight, how.granularity, how.group_size)
     if how.scheme == "absmax":
         scale, zero_point = absmax_scale(x, how.bits), None

@@ -1,6 +1,6 @@
 """A quantized model as a folder: config, safetensors, and a small JSON that names the method. No pickle.
 
-    config.json  generation_config.json  model.safetensors  quantization.json  (and the tokenizer's files)
+config.json  generation_config.json  model.safetensors  quantization.json  (and the tokenizer's files)
 """
 
 import copy
@@ -36,7 +36,9 @@ def save_quantized(
     check_new_folder(folder)
     made = getattr(model, "quantized_with", None)
     if made is None:
-        raise ValueError(f"model: this {type(model).__name__} isn't quantized; use save_pretrained, or quantize it first")
+        raise ValueError(
+            f"model: this {type(model).__name__} isn't quantized; use save_pretrained, or quantize it first"
+        )
     method = METHODS[made["method"]]
     tensors, texts = method.tensors(model, made["layers"])
     tensors, shared = _without_shared(tensors)
@@ -57,7 +59,9 @@ def save_quantized(
         **made,
         "shared": shared,
         "texts": texts,
-        "versions": {name: version(name) for name in ("hf-ext", "torch", *([method.package] if method.package else []))},
+        "versions": {
+            name: version(name) for name in ("hf-ext", "torch", *([method.package] if method.package else []))
+        },
     }
     (partial / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
     os.replace(partial, folder)

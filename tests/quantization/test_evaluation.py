@@ -32,7 +32,13 @@ def make(family: str, head: str, tokenizer):
     return ALL_FAMILIES[family].make(head, vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id)
 
 
-CASES = [("decoder", "text"), ("encoder", "text"), ("encoder-decoder", "text"), ("encoder", "sequence"), ("encoder", "token")]
+CASES = [
+    ("decoder", "text"),
+    ("encoder", "text"),
+    ("encoder-decoder", "text"),
+    ("encoder", "sequence"),
+    ("encoder", "token"),
+]
 
 
 @pytest.mark.parametrize(("family", "head"), CASES, ids=str)

@@ -62,7 +62,9 @@ def test_what_is_saved_comes_back(method, family, tmp_path):
     assert loaded.quantized_with == model.quantized_with
 
 
-HEADS = [(f, h) for f, family in ALL_FAMILIES.items() for h in family.heads if h not in ("text", "several labels", "numbers")]
+HEADS = [
+    (f, h) for f, family in ALL_FAMILIES.items() for h in family.heads if h not in ("text", "several labels", "numbers")
+]
 
 
 @pytest.mark.parametrize(("family", "head"), HEADS, ids=lambda value: value)
@@ -78,7 +80,9 @@ def test_every_head_comes_back(family, head, tmp_path):
 VARIANTS = ("multi-query, post-norm, LayerNorm, GELU, biases", "parallel, ReLU², interleaved partial rotary")
 
 
-@pytest.mark.parametrize("options", [*(FAMILIES["decoder"].variants[v] for v in VARIANTS), {"attention_type": "latent"}], ids=str)
+@pytest.mark.parametrize(
+    "options", [*(FAMILIES["decoder"].variants[v] for v in VARIANTS), {"attention_type": "latent"}], ids=str
+)
 def test_other_wirings(options, tmp_path):
     model = quantize(FAMILIES["decoder"].make("text", **options), "int8_dynamic")
     after = output(model, "decoder", "text")
@@ -103,9 +107,7 @@ def test_ours_and_quantos_int8_are_the_same_model():
     for name in ours.quantized_with["layers"]:
         assert torch.equal(ours.get_submodule(name).weight, theirs.get_submodule(name).weight.dequantize())
     # they multiply by integers and scale afterwards
-    torch.testing.assert_close(
-        output(ours, "decoder", "text"), output(theirs, "decoder", "text"), atol=2e-4, rtol=1e-4
-    )
+    torch.testing.assert_close(output(ours, "decoder", "text"), output(theirs, "decoder", "text"), atol=2e-4, rtol=1e-4)
 
 
 def test_generation_and_precision(tmp_path):
@@ -162,7 +164,9 @@ REFUSED = {
         FAMILIES["decoder"].make("text", num_experts=4), "int8"
     ),
     r"^group_size: method='int8' takes no options": lambda: quantize(make(), "int8", group_size=32),
-    r"^method int4.group_sise: no such field; did you mean 'group_size'": lambda: quantize(make(), "int4", group_sise=8),
+    r"^method int4.group_sise: no such field; did you mean 'group_size'": lambda: quantize(
+        make(), "int4", group_sise=8
+    ),
     r"^group_size=32: must divide the 48 inputs of model.layers.0.mlp.down_proj": lambda: quantize(make(), "int4"),
     r"^calibration: method='int8_static' needs batches": lambda: quantize(make(), "int8_static"),
     r"^calibration: an empty set of batches": lambda: quantize(make(), "int8_static", calibration=[]),

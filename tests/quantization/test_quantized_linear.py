@@ -74,7 +74,9 @@ def test_gradients_of_inputs_are_torchs():
     ours, theirs = inputs().requires_grad_(), inputs().requires_grad_()
     rounds = StaticActivation(-1.0, 2.0)
     rounds(ours).square().sum().backward()
-    torch.fake_quantize_per_tensor_affine(theirs, float(rounds.scale), int(rounds.zero_point), 0, 255).square().sum().backward()
+    torch.fake_quantize_per_tensor_affine(
+        theirs, float(rounds.scale), int(rounds.zero_point), 0, 255
+    ).square().sum().backward()
     edge = (theirs.grad == 0) != (ours.grad == 0)  # they round before they look whether a value is outside
     assert edge.float().mean() < 0.01
     torch.testing.assert_close(ours.grad[~edge], theirs.grad[~edge])

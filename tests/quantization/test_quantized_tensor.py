@@ -145,7 +145,10 @@ def test_torchs_fake_quantization(bits):
         (lambda: Quantization(3), r"^bits=3: must be one of 2, 4, 8"),
         (lambda: Quantization(8, "absmx"), r"^scheme='absmx': .* did you mean 'absmax'"),
         (lambda: Quantization(8, "absmax", "row"), r"^granularity='row': must be one of"),
-        (lambda: quantize_tensor(weights(), Quantization(4, "absmax", "group", 7)), r"^group_size=7: must divide the 24"),
+        (
+            lambda: quantize_tensor(weights(), Quantization(4, "absmax", "group", 7)),
+            r"^group_size=7: must divide the 24",
+        ),
         (lambda: quantize_tensor(weights(), Quantization(4, "absmax", "group")), r"^group_size=None: must divide"),
         (lambda: quantize_tensor(weights(), Quantization(4, "absmax", "channel", 8)), r"^group_size=8: has no effect"),
         (lambda: quantize_tensor(weights() / 0, Quantization()), r"^weight: \(12, 24\) holds NaN or infinity"),
