@@ -59,7 +59,8 @@ def test_metric_by_hand(family, head, tokenizer):
     labels = batch["labels"][:, 1:] if family == "decoder" else batch["labels"]
     every = every[:, :-1] if family == "decoder" else every
     loss = torch.nn.functional.cross_entropy(every[labels != IGNORED], labels[labels != IGNORED])
-    assert metric[0] == "perplexity" and metric[1] == pytest.approx(loss.exp().item(), rel=1e-4)
+    assert metric[0] == "perplexity"
+    assert metric[1] == pytest.approx(loss.exp().item(), rel=1e-4)
     if family == "encoder":
         hidden = batch["labels"] != IGNORED
         assert (batch["input_ids"][hidden] == tokenizer.mask_token_id).all()
@@ -97,12 +98,15 @@ def test_table(tmp_path, tokenizer, capsys):
     folders = [str(tmp_path / name) for name in ("plain", "small")]
     main(["compare", *folders, "--texts", str(tmp_path / "texts.txt")])
     head, plain, small = capsys.readouterr().out.splitlines()
-    assert head.split("  ")[0] == "folder" and "perplexity" in head
+    assert head.split("  ")[0] == "folder"
+    assert "perplexity" in head
     plain, small = plain.split(), small.split()
-    assert plain[:2] == ["plain", "-"] and small[:2] == ["small", "int2"]
+    assert plain[:2] == ["plain", "-"]
+    assert small[:2] == ["small", "int2"]
     assert float(small[2]) < float(plain[2])  # MB on disk
     assert plain[-4:] == ["0.00", "%", "100.0", "%"]
-    assert float(small[-4]) > 5 and float(small[-2]) < 100
+    assert float(small[-4]) > 5
+    assert float(small[-2]) < 100
     assert all(float(cell) > 0 for cell in plain[4:7])
 
 

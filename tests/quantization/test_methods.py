@@ -211,4 +211,5 @@ def test_folders(tmp_path):
     with pytest.raises(ValueError, match=r"^folder='.*new': its weights aren't those of its config: .*up_proj.scale"):
         load_quantized(tmp_path / "new")
     description = json.loads((tmp_path / "new" / "quantization.json").read_text())
-    assert description["method"] == "int8" and description["versions"]["torch"]
+    assert description["method"] == "int8"
+    assert description["versions"]["torch"]

@@ -74,7 +74,8 @@ def test_finer_groups_and_more_bits_are_closer():
 
 def test_error_by_hand():
     error = quantization_error(torch.tensor([3.0, 4.0]), torch.tensor([3.0, 3.0]))
-    assert error["max"] == 1 and error["mse"] == 0.5
+    assert error["max"] == 1
+    assert error["mse"] == 0.5
     assert error["sqnr"] == pytest.approx(10 * math.log10(12.5 / 0.5))
     assert quantization_error(torch.ones(2), torch.ones(2))["sqnr"] == math.inf
 
