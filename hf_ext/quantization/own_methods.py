@@ -10,7 +10,7 @@ from hf_ext.quantization.grouping import check_group_size
 from hf_ext.quantization.method import Method
 from hf_ext.quantization.observers import make_observer
 from hf_ext.quantization.quantizable import replace_layer
-from hf_ext.quantization.quantized_linear import QuantizedLinear
+from hf_ext.quantization.quantized_linear import FakeQuantizedLinear, QuantizedLinear
 from hf_ext.quantization.quantized_tensor import Quantization
 
 
@@ -46,6 +46,22 @@ class OwnMethod(Method):
             if name in observers:
                 layer.input_quantizer = StaticActivation(*observers[name].range()).to(model.device)
             replace_layer(model, name, layer)
+
+    def begin_training(self, model: PreTrainedModel, names: list[str], options: dict) -> None:
+        if self.calibrates:
+            raise ValueError(
+                f"method={self.name!r}: ranges that are calibrated don't follow training; use int8_dynamic"
+            )
+        made = [
+            FakeQuantizedLinear.from_linear(model.get_submodule(name), self.how(options), self.activation)
+            for name in names  # all of them, before any is put in place
+        ]
+        for name, layer in zip(names, made, strict=True):
+            replace_layer(model, name, layer)
+
+    def end_training(self, model: PreTrainedModel, names: list[str], options: dict) -> None:
+        for name in names:
+            replace_layer(model, name, model.get_submodule(name).quantized())
 
     def prepare(self, model: PreTrainedModel, names: list[str], options: dict) -> None:
         for name in names:

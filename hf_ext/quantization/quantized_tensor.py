@@ -41,7 +41,8 @@ class Quantization:
     group_size: int | None = None
 
     def __post_init__(self):
-        check_choice("bits", self.bits, BITS)
+        if self.bits not in BITS:
+            raise ValueError(f"bits={self.bits}: must be one of {', '.join(map(str, BITS))}")
         check_choice("scheme", self.scheme, SCHEMES)
         check_choice("granularity", self.granularity, GRANULARITIES)
 

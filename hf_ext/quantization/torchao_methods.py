@@ -25,12 +25,27 @@ class TorchaoMethod(Method):
         self.config, self.bits = config, bits
 
     def apply(self, model: PreTrainedModel, names: list[str], options: dict, calibration) -> None:
+        self._change(model, names, options, self._config(options))
+
+    def begin_training(self, model: PreTrainedModel, names: list[str], options: dict) -> None:
+        if self.config != "IntxWeightOnlyConfig":  # torchao knows no training for the others
+            return super().begin_training(model, names, options)
+        from torchao.quantization.qat import QATConfig
+
+        self._change(model, names, options, QATConfig(self._config(options), step="prepare"))
+
+    def end_training(self, model: PreTrainedModel, names: list[str], options: dict) -> None:
+        from torchao.quantization.qat import QATConfig
+
+        self._change(model, names, options, QATConfig(self._config(options), step="convert"))
+
+    def _change(self, model: PreTrainedModel, names: list[str], options: dict, config) -> None:
         from torchao.quantization import quantize_
 
         for name in names if "group_size" in options else []:
             check_group_size(options["group_size"], model.get_submodule(name).in_features, name)
         chosen = set(names)
-        quantize_(model, self._config(options), filter_fn=lambda module, name: name in chosen)
+        quantize_(model, config, filter_fn=lambda module, name: name in chosen)
 
     def _config(self, options: dict):
         from torchao import quantization

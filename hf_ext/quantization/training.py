@@ -3,42 +3,35 @@
 Jacob et al. 2018, arXiv 1712.05877, sec. 3: weights that have seen their rounding lose less by it.
 """
 
+from collections.abc import Iterable
+
 from transformers import PreTrainedModel
 
-from hf_ext.quantization.methods import find_method
-from hf_ext.quantization.own_methods import OwnMethod
-from hf_ext.quantization.quantizable import quantizable_layers, replace_layer
-from hf_ext.quantization.quantized_linear import FakeQuantizedLinear
+from hf_ext.quantization.methods import METHODS, find_method
+from hf_ext.quantization.quantizable import quantizable_layers
 
 
-def prepare_training(model: PreTrainedModel, method: str = "int8", *, exclude=(), **options) -> PreTrainedModel:
-    """Have `model` compute with rounded weights (and inputs), in place; its parameters stay the same tensors, and train.
+def prepare_training(
+    model: PreTrainedModel, method: str = "int8", *, exclude: Iterable[str] = (), **options
+) -> PreTrainedModel:
+    """Have `model` compute with rounded weights (and inputs), in place; its parameters keep their names, and train.
 
     Args:
-        method, exclude, options: as `quantize`'s; one of ours without calibrated inputs.
+        method, exclude, options: as `quantize`'s; int8, int8_dynamic, int4, int2 or torchao_int4.
 
     Raises:
-        ValueError: what `quantize` refuses, or a method that can't be trained.
+        ValueError: what `quantize` refuses, or a method that can't be trained towards.
     """
     chosen = find_method(method)
-    if not isinstance(chosen, OwnMethod):
-        raise ValueError(f"method={method!r}: can't be trained here; use int8, int8_dynamic, int4 or int2")
-    if chosen.calibrates:
-        raise ValueError(f"method={method!r}: ranges that are calibrated don't follow training; use int8_dynamic")
     options = chosen.options(options)
-    names = quantizable_layers(model, exclude)
-    made = [
-        FakeQuantizedLinear.from_linear(model.get_submodule(name), chosen.how(options), chosen.activation)
-        for name in names  # all of them, before any is put in place
-    ]
-    for name, layer in zip(names, made, strict=True):
-        replace_layer(model, name, layer)
+    names = quantizable_layers(model, list(exclude))
+    chosen.begin_training(model, names, options)
     model.trained_towards = {"method": method, "options": options, "layers": names}
     return model
 
 
 def finish_training(model: PreTrainedModel) -> PreTrainedModel:
-    """Keep the integers, in place: the same outputs as in training, and what `quantize` would have left.
+    """Keep the integers, in place: the same outputs as in training, and a model as `quantize` leaves it.
 
     Raises:
         ValueError: a model that wasn't prepared.
@@ -46,8 +39,7 @@ def finish_training(model: PreTrainedModel) -> PreTrainedModel:
     made = getattr(model, "trained_towards", None)
     if made is None:
         raise ValueError(f"model: this {type(model).__name__} isn't prepared; call prepare_training before training")
-    for name in made["layers"]:
-        replace_layer(model, name, model.get_submodule(name).quantized())
+    METHODS[made["method"]].end_training(model, made["layers"], made["options"])
     del model.trained_towards
     for parameter in model.parameters():
         parameter.requires_grad_(False)

@@ -144,7 +144,7 @@ def test_a_whole_model_is_prepared_and_finished(tmp_path):
 def test_training_nonsense():
     from models.grid import FAMILIES
 
-    with pytest.raises(ValueError, match=r"^method='quanto_int8': can't be trained"):
+    with pytest.raises(ValueError, match=r"^method='quanto_int8': can't be trained towards"):
         prepare_training(FAMILIES["decoder"].make("text"), "quanto_int8")
     with pytest.raises(ValueError, match=r"^method='int8_static': .* calibrat"):
         prepare_training(FAMILIES["decoder"].make("text"), "int8_static")
