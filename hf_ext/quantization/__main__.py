@@ -7,7 +7,7 @@ import json
 import torch
 from transformers import AutoTokenizer
 
-from hf_ext.quantization.evaluation import compare, load_saved, make_batch, measure, read_rows
+from hf_ext.quantization.evaluation import compare, load_saved, make_batch, measure, read_rows, table
 from hf_ext.quantization.methods import METHODS, find_method, quantize
 from hf_ext.quantization.saving import check_new_folder, save_quantized
 from hf_ext.training.recipe import run_recipe_main
@@ -26,7 +26,7 @@ def main(argv: list[str]) -> None:
     if arguments.command == "measure":
         print(json.dumps(dataclasses.asdict(measure(arguments.folder, arguments.texts, arguments.results))))
     elif arguments.command == "compare":
-        print(compare(arguments.folders, arguments.texts))
+        print(table(compare(arguments.folders, arguments.texts)))
     else:
         quantize_folder(arguments)
 

@@ -230,14 +230,26 @@ def _memory(field: str) -> float | None:
     return int(line.split()[1]) / 1024
 
 
-def compare(folders: list[str], texts: str) -> str:
-    """A table of all folders, the first of which is what the others' logits and texts are compared with.
+@dataclass(frozen=True)
+class Compared:
+    """A folder beside the first one.
 
-    Columns: method, MB on disk, peak MB, ms for a token and for the batch, the metric, the mean absolute difference of the
-    logits over their standard deviation, and the share of greedily written tokens, or of predictions, that are the same.
+    Attributes:
+        measured: of the folder alone.
+        logits_error: mean absolute difference of the logits, over the standard deviation of the first's.
+        agreement: share of greedily written tokens, or of predictions, that are the first's.
+    """
+
+    measured: Measured
+    logits_error: float
+    agreement: float
+
+
+def compare(folders: list[str], texts: str) -> list[Compared]:
+    """Measure all folders, each in a process of its own, and compare what they say with what the first one says.
 
     Raises:
-        ValueError: a folder that can't be loaded, texts that can't be read.
+        ValueError: a folder that can't be loaded, models of different outputs, texts that can't be read.
     """
     rows = []
     reference = None
@@ -248,8 +260,8 @@ def compare(folders: list[str], texts: str) -> str:
             measured = _in_a_process(folder, texts, results)
             found = load_file(results)
             reference = found if reference is None else reference
-            rows.append((measured, *_differences(found, reference, folder)))
-    return _table(rows)
+            rows.append(Compared(measured, *_differences(found, reference, folder)))
+    return rows
 
 
 def _in_a_process(folder: str, texts: str, results: str) -> Measured:
@@ -276,13 +288,19 @@ def _differences(found: dict, reference: dict, folder: str) -> tuple[float, floa
     return error.item(), same.float().mean().item()
 
 
-def _table(rows: list[tuple[Measured, float, float]]) -> str:
-    name = next((measured.metric[0] for measured, *_ in rows if measured.metric), "metric")
+def table(rows: list[Compared]) -> str:
+    """Text of a line for each folder: method, MB on disk, most MB in memory, ms for a token and for all texts, the metric,
+    the error of the logits, the agreement."""
+    name = next((row.measured.metric[0] for row in rows if row.measured.metric), "metric")
     lines = [["folder", "method", "MB", "peak MB", "ms/token", "ms/batch", name, "logits error", "agreement"]]
-    for m, error, same in rows:
+    for row in rows:
+        m = row.measured
         peak = "-" if m.peak_megabytes is None else f"{m.peak_megabytes:.0f}"
         metric = "-" if m.metric is None else f"{m.metric[1]:.4g}"
         numbers = [f"{m.megabytes:.2f}", peak, f"{m.token_ms:.2f}", f"{m.batch_ms:.2f}", metric]
-        lines.append([Path(m.folder).name, m.method, *numbers, f"{100 * error:.2f} %", f"{100 * same:.1f} %"])
+        shares = [f"{100 * row.logits_error:.2f} %", f"{100 * row.agreement:.1f} %"]
+        lines.append([Path(m.folder).name, m.method, *numbers, *shares])
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
+    )

@@ -7,8 +7,9 @@ from collections.abc import Iterable
 
 from transformers import PreTrainedModel
 
+from hf_ext.layers.linear import Linear
 from hf_ext.quantization.methods import METHODS, find_method
-from hf_ext.quantization.quantizable import quantizable_layers
+from hf_ext.quantization.quantizable import quantizable_layers, replace_layer
 
 
 def prepare_training(
@@ -45,3 +46,21 @@ def finish_training(model: PreTrainedModel) -> PreTrainedModel:
         parameter.requires_grad_(False)
     model.quantized_with = made
     return model.eval()
+
+
+def leave_training(model: PreTrainedModel) -> PreTrainedModel:
+    """Plain layers over the trained floats again, in place: the model that the checkpoints load as.
+
+    Raises:
+        ValueError: a model that wasn't prepared.
+    """
+    made = getattr(model, "trained_towards", None)
+    if made is None:
+        raise ValueError(f"model: this {type(model).__name__} isn't prepared; there is nothing to leave")
+    for name in made["layers"]:
+        old = model.get_submodule(name)
+        plain = Linear(old.in_features, old.out_features, bias=old.bias is not None, device="meta")
+        plain.weight, plain.bias = old.weight, old.bias
+        replace_layer(model, name, plain.train(old.training))
+    del model.trained_towards
+    return model

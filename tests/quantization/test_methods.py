@@ -16,7 +16,7 @@ from hf_ext.quantization.quantizable import quantizable_layers
 
 
 HERE = [name for name, method in METHODS.items() if method.module != "torchao"]
-# their error in the logits over the logits' own spread, in two to five layers of 32 dims whose weights are ten times the usual;
+# their error in the logits over the logits' own spread, in two to five layers with weights of ten times the usual size;
 # outputs that have nothing to do with each other are at 1.41
 CLOSE = {"int8": 0.1, "int4": 0.7, "int2": 1.25, "float8": 0.25}
 OPTIONS = {"group_size": 16}  # 48 inputs are no multiple of the default

@@ -8,7 +8,7 @@ from hf_ext.layers.linear import Linear
 from hf_ext.quantization import FakeQuantizedLinear, Quantization, QuantizedLinear, quantize_tensor
 from hf_ext.quantization.activations import DynamicActivation, StaticActivation
 from hf_ext.quantization.fake_quantization import fake_quantize_weight
-from hf_ext.quantization.training import finish_training, prepare_training
+from hf_ext.quantization.training import finish_training, leave_training, prepare_training
 
 
 HOWS = [Quantization(), Quantization(4, "zero_point", "group", 8), Quantization(2, "absmax", "tensor")]
@@ -139,6 +139,18 @@ def test_a_whole_model_is_prepared_and_finished(tmp_path):
     assert torch.equal(model(tokens()).logits, trained)
     save_quantized(model, tmp_path / "kept")
     assert torch.equal(load_quantized(tmp_path / "kept")(tokens()).logits, trained)
+
+
+def test_leaving_training_gives_the_plain_model_back():
+    from models.grid import FAMILIES, tokens
+
+    model = FAMILIES["decoder"].make("text")
+    before, names = model(tokens()).logits, list(model.state_dict())
+    prepare_training(model, "int2", group_size=16)
+    assert list(model.state_dict()) == names  # so that checkpoints load as the plain model
+    leave_training(model)
+    assert torch.equal(model(tokens()).logits, before)
+    assert type(model.model.layers[0].mlp.up_proj) is Linear
 
 
 def test_training_nonsense():
