@@ -7,25 +7,13 @@ from torch import nn
 
 
 @torch.no_grad()
-def run_calibration(model: nn.Module, batches: Iterable[Mapping[str, torch.Tensor]]) -> int:
-    """Give `model` each batch, as in evaluation; returns how many there were.
-
-    Args:
-        batches: inputs of the model's forward by name.
-
-    Raises:
-        ValueError: no batch at all.
-    """
+def run_calibration(model: nn.Module, batches: Iterable[Mapping[str, torch.Tensor]]) -> None:
+    """Give `model` each batch, inputs of its forward by name, as in evaluation."""
     was_training = model.training
     model.eval()
-    count = 0
     for batch in batches:
         model(**{name: tensor.to(model.device) for name, tensor in batch.items()})
-        count += 1
     model.train(was_training)
-    if count == 0:
-        raise ValueError("calibration: an empty set of batches, no range can be found; give at least one")
-    return count
 
 
 def observe_inputs(

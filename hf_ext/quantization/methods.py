@@ -61,7 +61,10 @@ def quantize(
         raise ValueError(f"calibration: method={method!r} needs batches of real inputs; give some")
     if not chosen.calibrates and calibration is not None:
         raise ValueError(f"calibration: has no effect with method={method!r}; leave it out")
-    chosen.apply(model.eval(), names, options, calibration)
+    batches = None if calibration is None else list(calibration)  # looked at before any layer is changed
+    if batches == []:
+        raise ValueError("calibration: an empty set of batches, no range can be found; give at least one")
+    chosen.apply(model.eval(), names, options, batches)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     model.quantized_with = {"method": method, "options": options, "layers": names}

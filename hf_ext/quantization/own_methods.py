@@ -39,7 +39,6 @@ class OwnMethod(Method):
         observers = {}
         if self.calibrates:
             make = partial(make_observer, options["observer"])
-            make()
             observers = observe_inputs(model, names, make, calibration)
         for name in names:
             layer = QuantizedLinear.from_linear(model.get_submodule(name), how, self.activation)

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_ext.models.configuration_choices import check_choice
+from hf_ext.quantization.method import Method
 from hf_ext.quantization.methods import METHODS, find_method
 from hf_ext.registry import FAMILIES
 
@@ -46,25 +47,36 @@ def save_quantized(
     if partial.exists():  # of a save that was killed
         shutil.rmtree(partial)
     partial.mkdir(parents=True)
+    try:
+        _write(
+            model,
+            partial,
+            tokenizer,
+            tensors,
+            {**made, "shared": shared, "texts": texts, "versions": _versions(method)},
+        )
+        os.replace(partial, folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _write(
+    model: PreTrainedModel, folder: Path, tokenizer, tensors: dict[str, torch.Tensor], description: dict
+) -> None:
     config = copy.deepcopy(model.config)
     config.architectures = [type(model).__name__]
     config.dtype = model.dtype
-    config.save_pretrained(partial)
+    config.save_pretrained(folder)
     if model.can_generate():
-        model.generation_config.save_pretrained(partial)
+        model.generation_config.save_pretrained(folder)
     if tokenizer is not None:
-        tokenizer.save_pretrained(partial)
-    save_file(tensors, partial / WEIGHTS, metadata={"format": "pt"})
-    description = {
-        **made,
-        "shared": shared,
-        "texts": texts,
-        "versions": {
-            name: version(name) for name in ("hf-ext", "torch", *([method.package] if method.package else []))
-        },
-    }
-    (partial / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
-    os.replace(partial, folder)
+        tokenizer.save_pretrained(folder)
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    (folder / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+
+
+def _versions(method: Method) -> dict[str, str]:
+    return {name: version(name) for name in ("hf-ext", "torch", *([method.package] if method.package else []))}
 
 
 def check_new_folder(folder: str | Path) -> None:

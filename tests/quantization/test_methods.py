@@ -189,6 +189,27 @@ def test_nonsense(message):
     assert "\n" not in str(error.value)
 
 
+def test_what_is_refused_is_left_as_it_was():
+    for method in ("int8_static", "quanto_int8_static"):
+        model = make()
+        with pytest.raises(ValueError, match="empty set"):
+            quantize(model, method, calibration=[])
+        assert len(quantizable_layers(model)) == 14
+    with pytest.raises(ValueError, match="group_size"):
+        quantize(model, "int4")
+    assert len(quantizable_layers(model)) == 14
+
+
+def test_a_save_that_fails_leaves_nothing(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("hf_ext.quantization.saving.save_file", full)
+    with pytest.raises(OSError, match="No space"):
+        save_quantized(quantize(make(), "int8"), tmp_path / "kept")
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.skipif(find_spec("torchao") is not None, reason="torchao is there: nothing is missing")
 def test_a_library_that_is_not_there_is_named():
     with pytest.raises(ValueError, match=r"^method='torchao_int8': torchao isn't installed; pip install torchao"):
