@@ -66,7 +66,7 @@ def _write(
     config = copy.deepcopy(model.config)
     config.architectures = [type(model).__name__]
     config.dtype = model.dtype
-    config.save_pretrained(folder)
+    config.save_pretrained(folder, bundle=False)  # its code reads whole weights, these are read by `load_quantized`
     if model.can_generate():
         model.generation_config.save_pretrained(folder)
     if tokenizer is not None:
