@@ -17,6 +17,7 @@ from pathlib import Path
 from transformers import PretrainedConfig
 from transformers.utils import logging
 
+from hf_ext.hub.defined_names import defined_names
 from hf_ext.registry import FAMILIES
 
 
@@ -115,21 +116,7 @@ def _imports(text: str, name: str) -> list[ast.Import | ast.ImportFrom]:
 
 @cache
 def _defined(text: str, name: str) -> set[str]:
-    """Names at the top of a file, under a condition too."""
-    names = set()
-    todo = list(_parsed(text, name).body)
-    while todo:
-        node = todo.pop()
-        if isinstance(node, ast.FunctionDef | ast.ClassDef):
-            names.add(node.name)
-        elif isinstance(node, ast.Import | ast.ImportFrom):
-            names |= {alias.asname or alias.name for alias in node.names}
-        elif isinstance(node, ast.Assign | ast.AnnAssign):
-            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-            names |= {name.id for target in targets for name in ast.walk(target) if isinstance(name, ast.Name)}
-        elif isinstance(node, ast.If):
-            todo += [*node.body, *node.orelse]
-    return names
+    return defined_names(_parsed(text, name))
 
 
 def _path(module: str) -> Path:

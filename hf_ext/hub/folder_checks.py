@@ -16,6 +16,7 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from transformers import CONFIG_MAPPING, GenerationConfig
 
+from hf_ext.hub.defined_names import defined_names
 from hf_ext.hub.file_names import PICKLES, check_name, check_no_pickle, pickles_among
 
 
@@ -158,7 +159,7 @@ def _check_code(folder: Path, name: str, present: set[str]) -> None:
             file = f"{module}.py"
             if file not in present:
                 raise ValueError(f"{name}: auto_map names {reference} for {auto_class}, but {file} isn't there; add it")
-            if class_name not in _definitions(folder, file):
+            if class_name not in defined_names(_parsed(folder, file)):
                 raise ValueError(f"{name}: auto_map names {reference} for {auto_class}, which {file} doesn't define")
     if auto_map:
         for file in sorted(file for file in present if file.endswith(".py") and "/" not in file):
@@ -172,16 +173,6 @@ def _parsed(folder: Path, file: str) -> ast.Module:
         return ast.parse((folder / file).read_text(encoding="utf-8"))
     except (SyntaxError, UnicodeDecodeError) as error:
         raise ValueError(f"{file}: is no Python ({_first_line(error)})") from None
-
-
-def _definitions(folder: Path, file: str) -> set[str]:
-    found = set()
-    for node in _parsed(folder, file).body:
-        if isinstance(node, ast.ClassDef | ast.FunctionDef):
-            found.add(node.name)
-        if isinstance(node, ast.ImportFrom):
-            found |= {alias.asname or alias.name for alias in node.names}
-    return found
 
 
 def _siblings(folder: Path, file: str) -> set[str]:

@@ -88,7 +88,10 @@ def adapter(folder, base="me/base", rank=4, rows=4, weights=True):
         (lambda f: (f / "MODEL.PKL").write_bytes(b"x"), "MODEL.PKL: pickles"),
         (lambda f: change(f, "config.json", num_attention_heads=3), "config.json: .*num_attention_heads"),
         (lambda f: change(f, "config.json", hidden_size="wide"), "config.json: "),
-        (lambda f: change(f, "config.json", model_type="nobodys"), "'nobodys' is no architecture that is registered"),
+        (
+            lambda f: change(f, "config.json", model_type="nobodys", auto_map={}),
+            "'nobodys' is no architecture that is registered",
+        ),
         (lambda f: (f / "config.json").write_text("[]"), "config.json: must be a mapping"),
         (lambda f: change(f, "generation_config.json", max_new_tokens=-1), "generation_config.json: .*max_new_tokens"),
         (lambda f: change(f, "tokenizer.json", model={"type": "BPE"}), "tokenizer.json: is no tokenizer"),
@@ -104,8 +107,14 @@ def adapter(folder, base="me/base", rank=4, rows=4, weights=True):
             "modeling_mine.Mine for AutoModel, which modeling_mine.py doesn't define",
         ),
         (lambda f: code(f, "class Mine:"), "modeling_mine.py: is no Python"),
-        (lambda f: code(f, "from .rope import x\nclass Mine: ..."), "modeling_mine.py: imports .rope, but rope.py"),
-        (lambda f: code(f, "from . import rope\nclass Mine: ..."), "modeling_mine.py: imports .rope, but rope.py"),
+        (
+            lambda f: code(f, "from .nowhere import x\nclass Mine: ..."),
+            "modeling_mine.py: imports .nowhere, but nowhere.py",
+        ),
+        (
+            lambda f: code(f, "from . import nowhere\nclass Mine: ..."),
+            "modeling_mine.py: imports .nowhere, but nowhere.py",
+        ),
         (lambda f: adapter(f, weights=False), "but adapter_model.safetensors isn't"),
         (lambda f: adapter(f, rows=8), "has rank 8, adapter_config.json says 4"),
         (lambda f: adapter(f, base=None), "base_model_name_or_path=None: is nothing that others can load"),
@@ -124,7 +133,7 @@ def test_what_is_not_right_is_one_line(folder, spoil, said):
     "extend",
     [
         lambda f: (f / "inside.txt").symlink_to("README.md"),
-        lambda f: code(f, "from .rope import x\nclass Mine: ...") or (f / "rope.py").write_text("x = 1"),
+        lambda f: code(f, "from .nowhere import x\nclass Mine: ...") or (f / "nowhere.py").write_text("x = 1"),
         lambda f: code(f, "class Other: ...", "somebody/else--modeling.Mine"),
         lambda f: adapter(f),
         lambda f: (f / "openvino_model.xml").write_text("<net/>") and (f / "openvino_model.bin").write_bytes(b"plain"),
