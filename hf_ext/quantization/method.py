@@ -48,20 +48,6 @@ class Method(ABC):
     def apply(self, model: PreTrainedModel, names: list[str], options: dict, calibration) -> None:
         """Quantize the named layers in place."""
 
-    def begin_training(self, model: PreTrainedModel, names: list[str], options: dict) -> None:
-        """Have the named layers compute with rounded weights over floats that are trained.
-
-        Raises:
-            ValueError: a method that can't be trained towards.
-        """
-        raise ValueError(
-            f"method={self.name!r}: can't be trained towards; use int8, int8_dynamic, int4, int2 or torchao_int4"
-        )
-
-    def end_training(self, model: PreTrainedModel, names: list[str], options: dict) -> None:
-        """Keep the integers of what `begin_training` prepared."""
-        raise NotImplementedError
-
     def tensors(self, model: PreTrainedModel, names: list[str]) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
         """What is saved: plain tensors by name, and texts beside them."""
         return model.state_dict(), {}
@@ -77,3 +63,19 @@ class Method(ABC):
             RuntimeError: names or shapes that don't match.
         """
         model.load_state_dict(tensors)
+
+
+class TrainableMethod(Method):
+    """One that a model can be trained towards: rounded at each step over floats that are trained, then kept as integers."""
+
+    def why_not_trainable(self) -> str | None:
+        """Why this one of its kind can't, or None."""
+        return None
+
+    @abstractmethod
+    def begin_training(self, model: PreTrainedModel, names: list[str], options: dict) -> None:
+        """Have the named layers compute with rounded weights over floats that are trained."""
+
+    @abstractmethod
+    def end_training(self, model: PreTrainedModel, names: list[str], options: dict) -> None:
+        """Keep the integers of what `begin_training` prepared."""

@@ -6,7 +6,7 @@ import torch
 from transformers import PreTrainedModel
 
 from hf_ext.models.configuration_choices import check_choice
-from hf_ext.quantization.method import Method
+from hf_ext.quantization.method import Method, TrainableMethod
 from hf_ext.quantization.own_methods import OWN_METHODS
 from hf_ext.quantization.quantizable import quantizable_layers
 from hf_ext.quantization.quanto_methods import QUANTO_METHODS
@@ -27,6 +27,26 @@ def find_method(name: str) -> Method:
     if reason is not None:
         raise ValueError(f"method={name!r}: {reason}")
     return METHODS[name]
+
+
+def find_trainable_method(name: str) -> TrainableMethod:
+    """The method of that name, if a model can be trained towards it.
+
+    Raises:
+        ValueError: what `find_method` refuses, or a method that rounds after training alone.
+    """
+    method = find_method(name)
+    reason = _why_not_trainable(method)
+    if reason is not None:
+        able = ", ".join(other.name for other in METHODS.values() if _why_not_trainable(other) is None)
+        raise ValueError(f"method={name!r}: can't be trained towards, {reason}; use one of {able}")
+    return method
+
+
+def _why_not_trainable(method: Method) -> str | None:
+    if isinstance(method, TrainableMethod):
+        return method.why_not_trainable()
+    return "its library rounds after training alone"
 
 
 def quantize(

@@ -7,14 +7,14 @@ from transformers import PreTrainedModel
 from hf_ext.quantization.activations import StaticActivation
 from hf_ext.quantization.calibration import observe_inputs
 from hf_ext.quantization.grouping import check_group_size
-from hf_ext.quantization.method import Method
+from hf_ext.quantization.method import TrainableMethod
 from hf_ext.quantization.observers import make_observer
 from hf_ext.quantization.quantizable import replace_layer
 from hf_ext.quantization.quantized_linear import FakeQuantizedLinear, QuantizedLinear
 from hf_ext.quantization.quantized_tensor import Quantization
 
 
-class OwnMethod(Method):
+class OwnMethod(TrainableMethod):
     """Weights by a `Quantization`, inputs as they are, or rounded.
 
     Args, besides those of `Method`:
@@ -46,11 +46,10 @@ class OwnMethod(Method):
                 layer.input_quantizer = StaticActivation(*observers[name].range()).to(model.device)
             replace_layer(model, name, layer)
 
+    def why_not_trainable(self) -> str | None:
+        return "ranges that are calibrated don't follow training" if self.calibrates else None
+
     def begin_training(self, model: PreTrainedModel, names: list[str], options: dict) -> None:
-        if self.calibrates:
-            raise ValueError(
-                f"method={self.name!r}: ranges that are calibrated don't follow training; use int8_dynamic"
-            )
         made = [
             FakeQuantizedLinear.from_linear(model.get_submodule(name), self.how(options), self.activation)
             for name in names  # all of them, before any is put in place

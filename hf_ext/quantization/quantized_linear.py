@@ -47,14 +47,7 @@ class QuantizedLinear(nn.Module):
     @classmethod
     def from_linear(cls, layer: nn.Linear, how: Quantization, activation: str | None = None) -> "QuantizedLinear":
         """The layer's own weights, rounded; its bias is taken over as it is."""
-        made = cls(
-            layer.in_features,
-            layer.out_features,
-            how,
-            bias=layer.bias is not None,
-            activation=activation,
-            dtype=layer.weight.dtype,
-        )
+        made = _of_shape(cls, layer, how, activation)
         made._take(quantize_tensor(layer.weight.detach(), how))
         made.bias = layer.bias
         return made.train(layer.training).to(layer.weight.device)
@@ -98,14 +91,7 @@ class FakeQuantizedLinear(Linear):
     @classmethod
     def from_linear(cls, layer: nn.Linear, how: Quantization, activation: str | None = None) -> "FakeQuantizedLinear":
         """Over the same weight and bias, which stay the same tensors."""
-        made = cls(
-            layer.in_features,
-            layer.out_features,
-            how,
-            bias=layer.bias is not None,
-            activation=activation,
-            dtype=layer.weight.dtype,
-        )
+        made = _of_shape(cls, layer, how, activation)
         made.weight, made.bias = layer.weight, layer.bias
         return made.train(layer.training).to(layer.weight.device)
 
@@ -118,3 +104,15 @@ class FakeQuantizedLinear(Linear):
         made = QuantizedLinear.from_linear(self, self.how, self.activation)
         made.input_quantizer = self.input_quantizer
         return made
+
+
+def _of_shape(kind: type, layer: nn.Linear, how: Quantization, activation: str | None) -> nn.Module:
+    """A new layer of that kind, of another's sizes, dtype, and with a bias where that has one."""
+    return kind(
+        layer.in_features,
+        layer.out_features,
+        how,
+        bias=layer.bias is not None,
+        activation=activation,
+        dtype=layer.weight.dtype,
+    )

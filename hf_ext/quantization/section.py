@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from hf_ext.quantization.methods import find_method
+from hf_ext.quantization.methods import find_method, find_trainable_method
 
 
 @dataclass
@@ -19,15 +19,10 @@ class QuantizationArguments:
     aware: bool = field(default=False, metadata={"help": "Train with rounded weights (quantization-aware training)."})
 
     def __post_init__(self):
-        method = find_method(self.method)
+        method = find_trainable_method(self.method) if self.aware else find_method(self.method)
         method.options(self.options)
         if self.calibration_rows < 1:
             raise ValueError(f"quantization.calibration_rows={self.calibration_rows}: must be at least 1")
-        if self.aware and method.calibrates:
-            raise ValueError(
-                f"quantization.aware=True: method={self.method!r} has calibrated ranges, which don't follow training; "
-                "use int8_dynamic, or leave one of the two out"
-            )
 
     @property
     def options(self) -> dict:

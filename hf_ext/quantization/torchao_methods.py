@@ -8,10 +8,10 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from hf_ext.quantization.grouping import check_group_size
-from hf_ext.quantization.method import Method
+from hf_ext.quantization.method import TrainableMethod
 
 
-class TorchaoMethod(Method):
+class TorchaoMethod(TrainableMethod):
     """torchao's `quantize_`, which gives the layers weights of tensor classes of its own.
 
     Args, besides those of `Method`:
@@ -27,9 +27,10 @@ class TorchaoMethod(Method):
     def apply(self, model: PreTrainedModel, names: list[str], options: dict, calibration) -> None:
         self._change(model, names, options, self._config(options))
 
+    def why_not_trainable(self) -> str | None:
+        return None if self.config == "IntxWeightOnlyConfig" else "torchao knows no training for it"
+
     def begin_training(self, model: PreTrainedModel, names: list[str], options: dict) -> None:
-        if self.config != "IntxWeightOnlyConfig":  # torchao knows no training for the others
-            return super().begin_training(model, names, options)
         from torchao.quantization.qat import QATConfig
 
         self._change(model, names, options, QATConfig(self._config(options), step="prepare"))

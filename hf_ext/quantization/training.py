@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from transformers import PreTrainedModel
 
 from hf_ext.layers.linear import Linear
-from hf_ext.quantization.methods import METHODS, find_method
+from hf_ext.quantization.methods import METHODS, find_trainable_method
 from hf_ext.quantization.quantizable import quantizable_layers, replace_layer
 
 
@@ -23,7 +23,7 @@ def prepare_training(
     Raises:
         ValueError: what `quantize` refuses, or a method that can't be trained towards.
     """
-    chosen = find_method(method)
+    chosen = find_trainable_method(method)
     options = chosen.options(options)
     names = quantizable_layers(model, list(exclude))
     chosen.begin_training(model, names, options)

@@ -69,8 +69,7 @@ def check_writable(output_dir: str) -> None:
     if not there.is_dir():
         raise ValueError(f"training.output_dir={output_dir!r}: {there.name} is a file; choose another folder")
     try:
-        with tempfile.TemporaryFile(dir=there):
-            pass
+        tempfile.TemporaryFile(dir=there).close()
     except OSError as error:
         raise ValueError(
             f"training.output_dir={output_dir!r}: {there.name or there} can't be written to ({error.strerror}); "

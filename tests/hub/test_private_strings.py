@@ -109,7 +109,7 @@ def test_what_is_nobodys_passes(machine, empty):
         "The root of a user's model: https://huggingface.co/home/root, hf_ext, hf_hub_download, recipes/a/b.yaml, "
         "#!/usr/bin/env python, /no/such/path/anywhere, canaryusers"
     )
-    (empty / "tokenizer.json").write_text('{"canaryuser": 1, "/root/": 2}')  # a word that the texts have
+    (empty / "tokenizer.json").write_text('{"canaryuser": 1, "/home/": 2}')  # a word that the texts have
     (empty / "empty.txt").write_text("")
     check(empty)
     (empty / "rows.json").write_text('[{"text": "canaryuser"}]')

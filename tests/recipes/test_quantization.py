@@ -47,7 +47,11 @@ def test_the_short_recipe(tmp_path):
     [
         (("--quantization.method", "int9"), "method='int9': must be one of"),
         (("--observer", "mse"), "method int4.observer: no such field"),
-        (("--quantization", "{method: int8_static, aware: true}"), "has calibrated ranges, which don't follow"),
+        (("--quantization", "{method: int8_static, aware: true}"), "ranges that are calibrated don't follow training"),
+        (
+            ("--quantization", "{method: quanto_int8, aware: true}"),
+            "can't be trained towards, its library rounds after",
+        ),
         (("--calibration_rows", "0"), "quantization.calibration_rows=0: must be at least 1"),
     ],
 )
