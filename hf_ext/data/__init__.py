@@ -1,4 +1,5 @@
 from hf_ext.data.answer_packing import pack_answers
+from hf_ext.data.bpe_dropout import BpeDropout, check_bpe_dropout
 from hf_ext.data.files import resolve_data_files
 from hf_ext.data.packing import PACKING_STRATEGIES, pack_dataset, pack_documents, utf8_bytes
 from hf_ext.data.pair_packing import pack_pairs
@@ -15,8 +16,10 @@ __all__ = [
     "PYTHON_LIBRARY",
     "PYTHON_LIBRARY_LICENSE",
     "TOKENIZER_KINDS",
+    "BpeDropout",
     "DataArguments",
     "RowArguments",
+    "check_bpe_dropout",
     "iter_python_library",
     "load_documents",
     "load_rows",

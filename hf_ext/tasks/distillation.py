@@ -7,6 +7,7 @@ from pathlib import Path
 from transformers import PretrainedConfig, PreTrainedModel
 
 from hf_ext.tasks.model_section import ModelSection, read_model_section
+from hf_ext.tasks.text_classification import ClassificationArguments
 from hf_ext.training.distillation import DistillationArguments, DistillationTrainer
 
 
@@ -90,6 +91,12 @@ def check_student(model: dict, asked: DistillationArguments) -> None:
         raise ValueError(
             f"distillation.student_layers, model: {given} given; a student has layers of the teacher, or a design of its own"
         )
+
+
+def check_classification(asked: ClassificationArguments) -> None:
+    """Raises ValueError, one line, for what is asked of a classifier that has no effect on a student."""
+    if asked.r_drop:
+        raise ValueError(f"classification.r_drop={asked.r_drop}: has no effect beside a teacher; leave it out")
 
 
 def layer_dropped(teacher: PreTrainedModel, asked: DistillationArguments) -> PreTrainedModel:

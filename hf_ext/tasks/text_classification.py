@@ -5,23 +5,27 @@ What `recipes/text_classification/train.py` puts together.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import groupby
+from operator import itemgetter
 
 import numpy as np
 import torch
 from datasets import Dataset, List, Value
 from transformers import DataCollatorWithPadding, EvalPrediction, PreTrainedTokenizerBase
 
-from hf_ext.data import RowArguments
+from hf_ext.data import BpeDropout, RowArguments, check_bpe_dropout
 from hf_ext.metrics import compute
 from hf_ext.models.configuration_choices import check_choice
 from hf_ext.tasks.adapter_section import AdapterArguments
 from hf_ext.tasks.tokenizer_section import TokenizerArguments
 from hf_ext.training.arguments import HfxTrainingArguments
+from hf_ext.training.r_drop import RDropTrainer
+from hf_ext.training.trainer import HfxTrainer
 
 
 PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
-# a tokenizer trained here puts these around a text, as BERT's does
-SPECIAL_TOKENS = {"bos_token": "<|cls|>", "mask_token": "<|mask|>", "wraps": True}
+# a tokenizer trained here puts these around a text, as BERT's does, and reads its first word as it reads the others
+SPECIAL_TOKENS = {"bos_token": "<|cls|>", "mask_token": "<|mask|>", "wraps": True, "reads_words": True}
 
 
 @dataclass
@@ -45,6 +49,14 @@ class ClassificationArguments:
         default=0.0,
         metadata={"help": "Probability that a token is left out of a text in training, drawn anew at each look."},
     )
+    bpe_dropout: float = field(
+        default=0.0,
+        metadata={"help": "Probability that a merge is passed over, so that words are cut differently at each look."},
+    )
+    r_drop: float = field(
+        default=0.0,
+        metadata={"help": "Reads each row twice and wants the same said; weight of the difference, 1 to 5. R-Drop."},
+    )
     threshold: float = field(
         default=0.5, metadata={"help": "With several labels at once: probability from which one is given."}
     )
@@ -57,6 +69,9 @@ class ClassificationArguments:
             raise ValueError(f"classification.max_length={self.max_length}: must be at least 2")
         if not 0 <= self.token_dropout < 1:
             raise ValueError(f"classification.token_dropout={self.token_dropout}: must be at least 0 and below 1")
+        check_bpe_dropout("classification.bpe_dropout", self.bpe_dropout)
+        if self.r_drop < 0:
+            raise ValueError(f"classification.r_drop={self.r_drop}: must not be negative; 0 is without")
         if not 0 < self.threshold < 1:
             raise ValueError(f"classification.threshold={self.threshold}: must be between 0 and 1, both excluded")
 
@@ -188,29 +203,59 @@ def texts(rows: Dataset) -> Iterator[str]:
             yield from (text for text in rows[column] if text)
 
 
-def collator(tokenizer: PreTrainedTokenizerBase, token_dropout: float = 0.0):
+def collator(
+    tokenizer: PreTrainedTokenizerBase, asked: ClassificationArguments | None = None, max_length: int | None = None
+):
     """Pads a batch to its longest text; the models compute nothing for the padding.
 
     Args:
-        token_dropout: probability that a token is left out, special ones excepted; for training only. Iyyer et al. 2015,
-            "Deep Unordered Composition Rivals Syntactic Methods for Text Classification", sec. 3.1.
+        asked: for training only: its `bpe_dropout` cuts words anew, its `token_dropout` leaves out tokens.
+        max_length: tokens that a text may have, with `bpe_dropout`.
     """
-    return TokenDropoutCollator(tokenizer, token_dropout) if token_dropout else DataCollatorWithPadding(tokenizer)
+    if asked is None or not (asked.token_dropout or asked.bpe_dropout):
+        return DataCollatorWithPadding(tokenizer)
+    return DropoutCollator(tokenizer, asked.token_dropout, asked.bpe_dropout, max_length)
 
 
 @dataclass
-class TokenDropoutCollator:
-    """`DataCollatorWithPadding` of texts that have lost some tokens; see `collator`."""
+class DropoutCollator:
+    """`DataCollatorWithPadding` of texts whose words were cut anew, and which have lost some tokens.
+
+    Args:
+        token_dropout: probability that a token is left out, special ones excepted. Iyyer et al. 2015, "Deep Unordered
+            Composition Rivals Syntactic Methods for Text Classification", sec. 3.1.
+        bpe_dropout: probability that a merge is passed over.
+        max_length: a text that would become longer stays as it was cut before; None for no bound.
+    """
 
     tokenizer: PreTrainedTokenizerBase
-    token_dropout: float
+    token_dropout: float = 0.0
+    bpe_dropout: float = 0.0
+    max_length: int | None = None
 
     def __post_init__(self):
         self.pad = DataCollatorWithPadding(self.tokenizer)
         self.special = set(self.tokenizer.all_special_ids)
+        self.cut_anew = BpeDropout(self.tokenizer, self.bpe_dropout) if self.bpe_dropout else None
 
     def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
-        return self.pad([self._thinned(row) for row in rows])
+        if self.cut_anew is not None:
+            rows = [self._cut(row) for row in rows]
+        if self.token_dropout:
+            rows = [self._thinned(row) for row in rows]
+        return self.pad(rows)
+
+    def _cut(self, row: dict) -> dict:
+        types = row.get("token_type_ids") or [0] * len(row["input_ids"])
+        tokens, new_types = [], []
+        for kind, group in groupby(zip(row["input_ids"], types, strict=True), key=itemgetter(1)):
+            part = self.cut_anew([token for token, _ in group])
+            tokens += part
+            new_types += [kind] * len(part)
+        if self.max_length is not None and len(tokens) > self.max_length:
+            return row
+        new = {"input_ids": tokens, "attention_mask": [1] * len(tokens), "token_type_ids": new_types}
+        return {name: new.get(name, value) for name, value in row.items()}
 
     def _thinned(self, row: dict) -> dict:
         tokens = row["input_ids"]
@@ -222,6 +267,11 @@ class TokenDropoutCollator:
         ]
         by_token = ("input_ids", "attention_mask", "token_type_ids")
         return {name: [value[place] for place in kept] if name in by_token else value for name, value in row.items()}
+
+
+def trainer(asked: ClassificationArguments, **arguments) -> HfxTrainer:
+    """A Trainer that reads rows once, or twice with `r_drop`; `arguments` are those of `HfxTrainer`."""
+    return RDropTrainer(r_drop=asked.r_drop, **arguments) if asked.r_drop else HfxTrainer(**arguments)
 
 
 def metrics(labels: Labels, threshold: float):

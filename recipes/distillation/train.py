@@ -36,6 +36,7 @@ def main(argv: list[str]) -> None:
     section = recipe.teacher.section
     teacher_config = section.config()
     distillation.check_student(recipe.model, taught)
+    distillation.check_classification(asked)
     if not recipe.model:
         distillation.student_config(teacher_config, taught)
     tokenizer = AutoTokenizer.from_pretrained(section.path, revision=section.revision)
@@ -61,7 +62,7 @@ def main(argv: list[str]) -> None:
         hidden_layers=distillation.layer_pairs(model.config, teacher_config),
         train_dataset=tokenized["train"],
         eval_dataset=tokenized["validation"],
-        data_collator=task.collator(tokenizer, asked.token_dropout),
+        data_collator=task.collator(tokenizer, asked, max_length),
         eval_data_collator=task.collator(tokenizer),
         compute_metrics=task.metrics(labels, asked.threshold),
         processing_class=tokenizer,

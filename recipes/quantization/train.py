@@ -24,7 +24,6 @@ from hf_ext.tasks import text_classification as task
 from hf_ext.tasks.run import Run, trained_model
 from hf_ext.tasks.tokenizer_section import get_tokenizer
 from hf_ext.training.recipe import load_recipe, run_recipe_main
-from hf_ext.training.trainer import HfxTrainer
 
 
 SECTIONS = {name: kind for name, kind in task.SECTIONS.items() if name != "adapter"}
@@ -60,12 +59,13 @@ def main(argv: list[str]) -> None:
     how = {**few_bits.options, "exclude": few_bits.exclude or ()}
     if few_bits.aware:
         prepare_training(model, few_bits.method, **how)
-    trainer = HfxTrainer(
+    trainer = task.trainer(
+        asked,
         model=model,
         args=recipe.training,
         train_dataset=tokenized["train"],
         eval_dataset=tokenized["validation"],
-        data_collator=task.collator(tokenizer, asked.token_dropout),
+        data_collator=task.collator(tokenizer, asked, max_length),
         eval_data_collator=task.collator(tokenizer),
         compute_metrics=task.metrics(labels, asked.threshold),
         processing_class=tokenizer,

@@ -15,7 +15,6 @@ from hf_ext.tasks import text_classification as task
 from hf_ext.tasks.run import Run
 from hf_ext.tasks.tokenizer_section import get_tokenizer
 from hf_ext.training.recipe import load_recipe, run_recipe_main
-from hf_ext.training.trainer import HfxTrainer
 
 
 def main(argv: list[str]) -> None:
@@ -39,12 +38,13 @@ def main(argv: list[str]) -> None:
     tokenized = {split: task.tokenize(rows[split], tokenizer, labels, max_length, split) for split in rows}
 
     model = run.build(AutoModelForSequenceClassification, run.model_section.config(tokenizer, **labels.head), tokenizer)
-    trainer = HfxTrainer(
+    trainer = task.trainer(
+        asked,
         model=model,
         args=recipe.training,
         train_dataset=tokenized["train"],
         eval_dataset=tokenized["validation"],
-        data_collator=task.collator(tokenizer, asked.token_dropout),
+        data_collator=task.collator(tokenizer, asked, max_length),
         eval_data_collator=task.collator(tokenizer),
         compute_metrics=task.metrics(labels, asked.threshold),
         processing_class=tokenizer,

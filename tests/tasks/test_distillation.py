@@ -5,7 +5,8 @@ import torch
 from models.grid import ALL_FAMILIES
 
 from hf_ext.models import HfxEncoderConfig, HfxEncoderDecoderConfig
-from hf_ext.tasks.distillation import check_student, layer_dropped, layer_pairs
+from hf_ext.tasks.distillation import check_classification, check_student, layer_dropped, layer_pairs
+from hf_ext.tasks.text_classification import ClassificationArguments
 from hf_ext.training.distillation import DistillationArguments
 
 
@@ -69,3 +70,9 @@ def test_nonsense_is_refused():
         check_student({}, DistillationArguments())
     with pytest.raises(ValueError, match="both are given"):
         check_student({"model_type": "hfx_encoder"}, DistillationArguments(student_layers=[0]))
+
+
+def test_what_has_no_effect_beside_a_teacher_is_refused():
+    with pytest.raises(ValueError, match=r"classification.r_drop=1.0: has no effect beside a teacher"):
+        check_classification(ClassificationArguments(r_drop=1.0))
+    check_classification(ClassificationArguments(token_dropout=0.1))

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from datasets import ClassLabel, Dataset
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 from transformers import EvalPrediction
@@ -56,6 +57,38 @@ def test_rows_become_what_the_model_takes(tokenizer):
     batch = task.collator(tokenizer)([encoded[i] for i in range(4)])
     assert batch["input_ids"].shape == batch["attention_mask"].shape
     assert batch["labels"].tolist() == [0, 1, 1, 0]
+
+
+def test_words_are_cut_anew_in_training(tokenizer):
+    rows = labelled([0, 1, 1, 0]).add_column("text_pair", ["a good film"] * 4)
+    encoded = task.tokenize(rows, tokenizer, read([0, 1, 1, 0]), 32, "train")
+    row = {**encoded[0], "token_type_ids": [0] * 4 + [1] * (len(encoded[0]["input_ids"]) - 4)}
+    asked = task.ClassificationArguments(bpe_dropout=0.9)
+    torch.manual_seed(0)
+    batch = task.collator(tokenizer, asked, 32)([row] * 2)
+    for tokens, mask, types in zip(batch["input_ids"], batch["attention_mask"], batch["token_type_ids"], strict=True):
+        real = tokens[mask.bool()]
+        assert len(real) > len(row["input_ids"])
+        assert tokenizer.decode(real) == tokenizer.decode(row["input_ids"])
+        assert tokenizer.decode(tokens[types.bool() & mask.bool()]) == tokenizer.decode(row["input_ids"][4:])
+    # none becomes longer than the model reads
+    batch = task.collator(tokenizer, asked, len(row["input_ids"]))([row])
+    assert batch["input_ids"].tolist() == [row["input_ids"]]
+    with pytest.raises(ValueError, match=r"classification.bpe_dropout=1.0: must be at least 0 and below 1"):
+        task.ClassificationArguments(bpe_dropout=1.0)
+    with pytest.raises(ValueError, match=r"classification.r_drop=-1: must not be negative"):
+        task.ClassificationArguments(r_drop=-1)
+
+
+def test_tokens_are_left_out_in_training(tokenizer):
+    row = {"input_ids": tokenizer("good film " * 100)["input_ids"], "labels": 1}
+    row["attention_mask"] = [1] * len(row["input_ids"])
+    torch.manual_seed(0)
+    batch = task.collator(tokenizer, task.ClassificationArguments(token_dropout=0.3))([row])
+    kept = batch["input_ids"].shape[1] / len(row["input_ids"])
+    assert kept == pytest.approx(0.7, abs=0.1)
+    assert batch["input_ids"][0, 0] == row["input_ids"][0]
+    assert batch["input_ids"][0, -1] == row["input_ids"][-1]
 
 
 def test_metrics_are_scikit_learns():
