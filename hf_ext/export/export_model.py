@@ -1,0 +1,122 @@
+"""A saved model for another engine: traced, written, quantized, compared with torch, and only then there.
+
+exported = export_model("outputs/quickstart", "onnx", "outputs/quickstart_onnx", quantize="int8_dynamic")
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from hf_ext.export.exported_folder import Description, check_new_folder, new_folder, write_description
+from hf_ext.export.options import ExportOptions
+from hf_ext.export.parity import Parity, compare_parts, probe_tokens, reference, write_parity
+from hf_ext.export.parts import Part, cache_shapes, parts_of, sample_tokens
+from hf_ext.export.targets import TARGETS
+from hf_ext.export.tasks import exported_attention, load_for_export, task_of
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written. num_bytes: of all files together."""
+
+    folder: Path
+    task: str
+    parity: Parity
+    num_bytes: int
+
+
+def export_model(
+    model: str | Path | PreTrainedModel,
+    target: str,
+    out: str | Path,
+    task: str | None = None,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    options: ExportOptions | None = None,
+    **further,
+) -> Exported:
+    """Export one of our models. The folder appears whole, after its numbers were compared with torch's, or not at all.
+
+    Args:
+        model: folder or Hub name of a saved model, or the model itself (which then should be in fp32 and eval mode).
+        target: a name in `hf_ext.export.targets.TARGETS`. out: the folder to write; must not exist.
+        task: as Optimum calls it; None for the model's own, "feature-extraction" for its body without the head.
+        tokenizer: is saved beside it, and reads the calibration texts; of a folder the folder's own.
+        options, further: an `ExportOptions`, or its fields by name.
+
+    Raises:
+        ValueError: one line; an unknown target or one whose packages are missing, an option that the target can't do, a
+            model that isn't ours, no calibration texts, a folder that exists.
+        ParityError: the export computes something else than the model.
+    """
+    if options is not None and further:
+        raise ValueError(f"options: given together with {', '.join(further)}; give one or the other")
+    options = options or ExportOptions(task=task, **further)
+    options.check(target)
+    check_new_folder(out)
+    if isinstance(model, PreTrainedModel):
+        task, given = task_of(model), task
+        if given is not None and given.removesuffix("-with-past") != task:
+            raise ValueError(f"task={given!r}: a {type(model).__name__}'s is {task!r}; leave it out")
+    else:
+        path = model
+        model, task = load_for_export(path, task or options.task)
+        tokenizer = tokenizer or _tokenizer_of(path)
+    return _export(model, task, tokenizer, target, Path(out), options)
+
+
+def _tokenizer_of(path: str | Path) -> PreTrainedTokenizerBase | None:
+    """The folder's, None where it has none; of the Hub too."""
+    if Path(path).is_dir() and not (Path(path) / "tokenizer_config.json").is_file():
+        return None
+    return AutoTokenizer.from_pretrained(path)
+
+
+def _export(model, task: str, tokenizer, target: str, out: Path, options: ExportOptions) -> Exported:
+    made = TARGETS[target]
+    before = model.config._attn_implementation
+    model.set_attn_implementation(exported_attention(model.config))
+    try:
+        parts = parts_of(model, task)
+        probed = {}
+        for part in parts:
+            probes = probe_tokens(part, task, *_vocabularies(model, task))
+            probed |= {f"{part.name}/{name}": value for name, value in reference(part, probes).items()}
+        with new_folder(out) as folder:
+            files = {part.name: part.name + made.suffix for part in parts}
+            has_cache = any(part.goes_on for part in parts)
+            description = Description(
+                target,
+                task,
+                type(model).__name__,
+                options.quantize,
+                files,
+                cache_shapes(model) if has_cache else {},
+            )
+            for part in parts:
+                _write(model, task, part, made, folder / files[part.name], options)
+            write_description(folder, description, model, tokenizer)
+            tolerance = options.tolerance
+            if tolerance is None:
+                tolerance = made.quantizations[options.quantize].tolerance if options.quantize else made.tolerance
+            found = compare_parts(folder, description, probed, tolerance)
+            parity = write_parity(folder, probed, tolerance, found, None, made.distributions)
+    finally:
+        model.set_attn_implementation(before)
+    return Exported(out, task, parity, sum(path.stat().st_size for path in out.rglob("*") if path.is_file()))
+
+
+def _write(model, task: str, part: Part, made, path: Path, options: ExportOptions) -> None:
+    made.write(part, part.inputs_of(sample_tokens(model, task, part)), path)
+
+
+def _vocabularies(model: PreTrainedModel, task: str) -> tuple[int, int | None]:
+    """Of what is read first, and of an encoder-decoder's decoder where it reads something else."""
+    config = model.config
+    if config.is_encoder_decoder and task in ("text2text-generation", "feature-extraction"):
+        return config.source_vocab_size, config.vocab_size
+    return config.vocab_size, None
+
+
+__all__ = ["Exported", "export_model"]

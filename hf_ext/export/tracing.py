@@ -1,0 +1,44 @@
+"""A part under torch.export: which of its dims may have any size, and what transformers says meanwhile."""
+
+import copy
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
+from io import StringIO
+
+import torch
+
+from hf_ext.export.parts import Part
+
+
+# their infos and warnings are of how they work inside, dozens of lines an export
+CHATTY = ("transformers", "torch.onnx", "torch.export", "onnxscript", "onnx_ir")
+
+
+def dynamic_shapes(free: Mapping | tuple[int, ...]) -> dict:
+    """What torch.export calls it: nested as the part's inputs, dim -> any size."""
+    if isinstance(free, Mapping):
+        return {name: dynamic_shapes(inner) for name, inner in free.items()}
+    return dict.fromkeys(free, torch.export.Dim.DYNAMIC)
+
+
+def exporter_arguments(part: Part, inputs: dict) -> tuple:
+    """Module and inputs as transformers' exporters take them; they change what they are given."""
+    return part.module, copy.deepcopy(inputs)
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Without the progress that exporters print; errors are raised as ever."""
+    loggers = [logging.getLogger(name) for name in CHATTY]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
