@@ -3,7 +3,8 @@
 from hf_ext.export.export_model import Exported, export_model
 from hf_ext.export.gguf import export_gguf
 from hf_ext.export.options import ExportOptions, add_export_arguments, options_of
-from hf_ext.export.parity import ParityError, verify
+from hf_ext.export.parity import ParityError
+from hf_ext.export.verification import verify
 
 
 __all__ = [

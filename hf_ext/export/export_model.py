@@ -6,11 +6,13 @@ exported = export_model("outputs/quickstart", "onnx", "outputs/quickstart_onnx",
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_ext.export.exported_folder import Description, check_new_folder, new_folder, write_description
+from hf_ext.export.greedy_text import WRITING, prompt_of, tokens_alike, write
 from hf_ext.export.options import ExportOptions
-from hf_ext.export.parity import Parity, compare_parts, probe_tokens, reference, write_parity
+from hf_ext.export.parity import Parity, ParityError, compare_parts, probe_tokens, reference, write_parity
 from hf_ext.export.parts import Part, cache_shapes, parts_of, sample_tokens
 from hf_ext.export.targets import TARGETS
 from hf_ext.export.tasks import exported_attention, load_for_export, task_of
@@ -101,10 +103,29 @@ def _export(model, task: str, tokenizer, target: str, out: Path, options: Export
             if tolerance is None:
                 tolerance = made.quantizations[options.quantize].tolerance if options.quantize else made.tolerance
             found = compare_parts(folder, description, probed, tolerance)
-            parity = write_parity(folder, probed, tolerance, found, None, made.distributions)
+            greedy = None
+            if task in WRITING:
+                greedy = _compare_text(model, folder, task, options, probed)
+            parity = write_parity(folder, probed, tolerance, found, greedy, made.distributions)
     finally:
         model.set_attn_implementation(before)
     return Exported(out, task, parity, sum(path.stat().st_size for path in out.rglob("*") if path.is_file()))
+
+
+def _compare_text(
+    model: PreTrainedModel, folder: Path, task: str, options: ExportOptions, probed: dict[str, torch.Tensor]
+) -> tuple[int, int]:
+    """Tokens compared and tokens alike; prompt and tokens join `probed`."""
+    prompt = prompt_of(_vocabularies(model, task)[0])
+    expected = write(model, prompt, options.greedy_tokens)
+    written = write(WRITING[task].from_pretrained(folder), prompt, options.greedy_tokens)
+    same = tokens_alike(written, expected)
+    if options.quantize is None and same < len(expected):
+        raise ParityError(
+            f"greedy text: differs from torch's after {same} of {len(expected)} tokens; nothing was written"
+        )
+    probed |= {"greedy/in/input_ids": prompt, "greedy/out/tokens": expected}
+    return len(expected), same
 
 
 def _write(model, task: str, part: Part, made, path: Path, options: ExportOptions) -> None:

@@ -30,36 +30,11 @@ class OnnxTarget(Target):
             OnnxExporter().export(*exporter_arguments(part, inputs), config)
 
     def open(self, path: Path) -> Graph:
+        from hf_ext.export.onnx_graph import OnnxGraph
+
         return OnnxGraph(path)
 
     def quantize(self, path: Path, quantization: str, calibration: Sequence[Mapping[str, torch.Tensor]] | None) -> None:
         from hf_ext.export.onnx_quantization import quantize_file
 
         quantize_file(path, calibration)
-
-
-# ONNX's names of what our graphs take and give
-DTYPES = {
-    "tensor(float)": torch.float32,
-    "tensor(int64)": torch.int64,
-    "tensor(bool)": torch.bool,
-}
-
-
-class OnnxGraph(Graph):
-    """A session of ONNX Runtime on the CPU, with as many threads as torch has."""
-
-    def __init__(self, path: Path):
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
-        options.log_severity_level = 3  # errors
-        self.session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        self.inputs = {one.name: one for one in self.session.get_inputs()}
-        self.outputs = [one.name for one in self.session.get_outputs()]
-
-    def run(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        feeds = {name: inputs[name].contiguous().numpy() for name in self.inputs}
-        found = self.session.run(None, feeds)
-        return {name: torch.from_numpy(value) for name, value in zip(self.outputs, found, strict=True)}

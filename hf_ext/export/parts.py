@@ -95,6 +95,8 @@ def nested(named: Mapping[str, torch.Tensor]) -> dict:
     return made
 
 
+# but what is only recorded, and caches
+HEADS_GIVE = ("logits", "start_logits", "end_logits", "last_hidden_state", "pooler_output")
 ENCODER_DECODER = ("encoder_model", "decoder_model", "decoder_with_past_model")
 
 
@@ -122,7 +124,7 @@ def position_ids_of(attention_mask: torch.Tensor) -> torch.Tensor:
 
 
 class HeadPart(nn.Module):
-    """Any head, or none: what the model gives but caches and what is only recorded."""
+    """Any head, or none."""
 
     def __init__(self, model: PreTrainedModel):
         super().__init__()
@@ -131,7 +133,7 @@ class HeadPart(nn.Module):
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, **inputs) -> dict[str, torch.Tensor]:
         cache = {} if self.model.config.model_type == "hfx_encoder" else {"use_cache": False}
         outputs = self.model(input_ids=input_ids, attention_mask=attention_mask, **inputs, **cache)
-        return {name: value for name, value in outputs.items() if isinstance(value, torch.Tensor)}
+        return {name: outputs[name] for name in HEADS_GIVE if name in outputs}
 
 
 def _head(model: PreTrainedModel, task: str) -> Part:
