@@ -9,11 +9,12 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from hf_ext.export.calibration import calibration_inputs, read_texts
 from hf_ext.export.exported_folder import Description, check_new_folder, new_folder, write_description
 from hf_ext.export.greedy_text import WRITING, prompt_of, tokens_alike, write
 from hf_ext.export.options import ExportOptions
 from hf_ext.export.parity import Parity, ParityError, compare_parts, probe_tokens, reference, write_parity
-from hf_ext.export.parts import Part, cache_shapes, parts_of, sample_tokens
+from hf_ext.export.parts import cache_shapes, parts_of, sample_tokens
 from hf_ext.export.targets import TARGETS
 from hf_ext.export.tasks import exported_attention, load_for_export, task_of
 
@@ -57,6 +58,7 @@ def export_model(
     options = options or ExportOptions(task=task, **further)
     options.check(target)
     check_new_folder(out)
+    texts = None if options.calibration is None else read_texts(options.calibration)
     if isinstance(model, PreTrainedModel):
         task, given = task_of(model), task
         if given is not None and given.removesuffix("-with-past") != task:
@@ -65,7 +67,9 @@ def export_model(
         path = model
         model, task = load_for_export(path, task or options.task)
         tokenizer = tokenizer or _tokenizer_of(path)
-    return _export(model, task, tokenizer, target, Path(out), options)
+    if texts is not None and tokenizer is None:
+        raise ValueError(f"calibration={str(options.calibration)!r}: there is no tokenizer to read it; give tokenizer=")
+    return _export(model, task, tokenizer, target, Path(out), options, texts)
 
 
 def _tokenizer_of(path: str | Path) -> PreTrainedTokenizerBase | None:
@@ -75,7 +79,7 @@ def _tokenizer_of(path: str | Path) -> PreTrainedTokenizerBase | None:
     return AutoTokenizer.from_pretrained(path)
 
 
-def _export(model, task: str, tokenizer, target: str, out: Path, options: ExportOptions) -> Exported:
+def _export(model, task: str, tokenizer, target: str, out: Path, options: ExportOptions, texts) -> Exported:
     made = TARGETS[target]
     before = model.config._attn_implementation
     model.set_attn_implementation(exported_attention(model.config))
@@ -97,7 +101,11 @@ def _export(model, task: str, tokenizer, target: str, out: Path, options: Export
                 cache_shapes(model) if has_cache else {},
             )
             for part in parts:
-                _write(model, task, part, made, folder / files[part.name], options)
+                path = folder / files[part.name]
+                made.write(part, part.inputs_of(sample_tokens(model, task, part)), path)
+                if options.quantize is not None:
+                    calibration = None if texts is None else calibration_inputs(model, task, part, tokenizer, texts)
+                    made.quantize(path, options.quantize, calibration)
             write_description(folder, description, model, tokenizer)
             tolerance = options.tolerance
             if tolerance is None:
@@ -126,10 +134,6 @@ def _compare_text(
         )
     probed |= {"greedy/in/input_ids": prompt, "greedy/out/tokens": expected}
     return len(expected), same
-
-
-def _write(model, task: str, part: Part, made, path: Path, options: ExportOptions) -> None:
-    made.write(part, part.inputs_of(sample_tokens(model, task, part)), path)
 
 
 def _vocabularies(model: PreTrainedModel, task: str) -> tuple[int, int | None]:

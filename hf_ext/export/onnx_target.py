@@ -1,6 +1,6 @@
 """ONNX files, run by ONNX Runtime."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -34,7 +34,7 @@ class OnnxTarget(Target):
 
         return OnnxGraph(path)
 
-    def quantize(self, path: Path, quantization: str, calibration: Sequence[Mapping[str, torch.Tensor]] | None) -> None:
+    def quantize(self, path: Path, quantization: str, calibration: Iterable[Mapping[str, torch.Tensor]] | None) -> None:
         from hf_ext.export.onnx_quantization import quantize_file
 
         quantize_file(path, calibration)

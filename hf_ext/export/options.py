@@ -52,8 +52,8 @@ class ExportOptions:
 def add_export_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of every command that exports; `options_of` reads them."""
     can = "; ".join(f"{t.name}: {', '.join(t.quantizations)}" for t in TARGETS.values() if t.quantizations)
-    parser.add_argument("-m", "--model", required=True, help="folder of a saved model of ours, or its name on the Hub")
-    parser.add_argument("--to", required=True, help=f"target: {', '.join(TARGETS)}")
+    parser.add_argument("-m", "--model", help="folder of a saved model of ours, or its name on the Hub")
+    parser.add_argument("--to", help=f"target: {', '.join(TARGETS)}")
     parser.add_argument("--quantize", help=can)
     parser.add_argument("--calibration", help="texts for int8_static: one a line, or JSON lines with text (and target)")
     parser.add_argument("--task", help="as Optimum calls it, such as text-generation; default: what it was saved for")
@@ -63,6 +63,7 @@ def add_export_arguments(parser: argparse.ArgumentParser) -> None:
         help="largest difference from torch that is let pass, as a part of the largest output",
     )
     parser.add_argument("--greedy_tokens", type=int, default=16, help="how many written tokens are compared")
+    parser.add_argument("--verify", action="store_true", help="check the export in OUT again, instead of making one")
     parser.add_argument("out", help="the folder to write")
 
 

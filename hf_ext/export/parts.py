@@ -97,6 +97,7 @@ def nested(named: Mapping[str, torch.Tensor]) -> dict:
 
 # but what is only recorded, and caches
 HEADS_GIVE = ("logits", "start_logits", "end_logits", "last_hidden_state", "pooler_output")
+TEXT_INPUTS = ("input_ids", "attention_mask")
 ENCODER_DECODER = ("encoder_model", "decoder_model", "decoder_with_past_model")
 
 

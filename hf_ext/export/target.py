@@ -1,7 +1,7 @@
 """What a target of an export is: a format that graphs are written in, and the engine that runs them."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -68,12 +68,12 @@ class Target(ABC):
             inputs: to trace it with. path: of the file; what belongs to it may lie beside it under names that begin alike.
         """
 
-    def quantize(self, path: Path, quantization: str, calibration: Sequence[Mapping[str, torch.Tensor]] | None) -> None:
+    def quantize(self, path: Path, quantization: str, calibration: Iterable[Mapping[str, torch.Tensor]] | None) -> None:
         """Replace a graph that was written by one of fewer bits.
 
         Args:
-            quantization: one of `quantizations`. calibration: the graph's inputs, by their flat names, one or more of them;
-                None where it needs none.
+            quantization: one of `quantizations`. calibration: the graph's inputs, by their flat names, to be read once; None where
+                it needs none.
         """
         raise NotImplementedError(f"{type(self).__name__} names quantizations and has no quantize")
 
