@@ -26,7 +26,7 @@ setup: $(VENV)/.installed  ## the environment in .venv
 $(VENV)/.installed: Makefile setup.cfg pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "hf_ext needs Python 3.11 or newer, this is %d.%d; set PYTHON=python3.11" % sys.version_info[:2])'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,peft,kernels,liger,test,lint]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,peft,kernels,liger,export,openvino,test,lint]'
 	DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[deepspeed]'  # asks for torch
 	@touch $@
 
@@ -62,6 +62,7 @@ bench: setup  ## tables and plots of what costs what, into outputs/benchmarks
 	$(BIN)/python tests/benchmarks/decoding.py
 	$(BIN)/python tests/benchmarks/padding_free.py
 	$(BIN)/python tests/benchmarks/encoder_decoder.py
+	$(BIN)/python tests/benchmarks/exported_decoding.py
 	$(BIN)/python tests/benchmarks/gpu.py
 
 lint: setup  ## style

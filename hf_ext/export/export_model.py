@@ -14,7 +14,7 @@ from hf_ext.export.exported_folder import Description, check_new_folder, new_fol
 from hf_ext.export.greedy_text import WRITING, prompt_of, tokens_alike, write
 from hf_ext.export.options import ExportOptions
 from hf_ext.export.parity import Parity, ParityError, compare_parts, probe_tokens, reference, write_parity
-from hf_ext.export.parts import cache_shapes, parts_of, sample_tokens
+from hf_ext.export.parts import MOST_TOKENS, cache_shapes, parts_of, sample_tokens
 from hf_ext.export.targets import TARGETS
 from hf_ext.export.tasks import exported_attention, load_for_export, task_of
 
@@ -81,6 +81,11 @@ def _tokenizer_of(path: str | Path) -> PreTrainedTokenizerBase | None:
 
 def _export(model, task: str, tokenizer, target: str, out: Path, options: ExportOptions, texts) -> Exported:
     made = TARGETS[target]
+    longest = model.config.max_position_embeddings
+    if longest < MOST_TOKENS:
+        raise ValueError(
+            f"max_position_embeddings={longest}: graphs are traced with {MOST_TOKENS} tokens; use a longer model"
+        )
     before = model.config._attn_implementation
     model.set_attn_implementation(exported_attention(model.config))
     try:
@@ -125,8 +130,9 @@ def _compare_text(
 ) -> tuple[int, int]:
     """Tokens compared and tokens alike; prompt and tokens join `probed`."""
     prompt = prompt_of(_vocabularies(model, task)[0])
-    expected = write(model, prompt, options.greedy_tokens)
-    written = write(WRITING[task].from_pretrained(folder), prompt, options.greedy_tokens)
+    num_tokens = min(options.greedy_tokens, model.config.max_position_embeddings - prompt.shape[1])
+    expected = write(model, prompt, num_tokens)
+    written = write(WRITING[task].from_pretrained(folder), prompt, num_tokens)
     same = tokens_alike(written, expected)
     if options.quantize is None and same < len(expected):
         raise ParityError(

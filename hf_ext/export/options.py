@@ -17,7 +17,7 @@ class ExportOptions:
         calibration: path of texts for quantizations that calibrate: one a line, or JSON lines with "text" (and "target").
         task: as Optimum calls it, "text-generation"; None for the one that the model was saved for.
         tolerance: largest difference that is let pass, as a part of the largest output; None for the quantization's own.
-        greedy_tokens: how many are compared.
+        greedy_tokens: how many are compared, fewer where the model has no more positions.
     """
 
     quantize: str | None = None

@@ -25,6 +25,7 @@ from hf_ext.models import HfxDecoderForCausalLM, HfxEncoderDecoderForConditional
 
 # of the inputs that a graph is traced with; all different, for equal ones would be taken for the same
 BATCH, TOKENS, CACHED, SOURCE, CHOICES = 2, 5, 7, 6, 3
+MOST_TOKENS = CACHED + TOKENS  # of a text
 
 
 @dataclass(frozen=True)

@@ -72,8 +72,8 @@ class Target(ABC):
         """Replace a graph that was written by one of fewer bits.
 
         Args:
-            quantization: one of `quantizations`. calibration: the graph's inputs, by their flat names, to be read once; None where
-                it needs none.
+            quantization: one of `quantizations`.
+            calibration: the graph's inputs, by their flat names, to be read once; None where it needs none.
         """
         raise NotImplementedError(f"{type(self).__name__} names quantizations and has no quantize")
 
