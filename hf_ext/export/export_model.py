@@ -16,7 +16,8 @@ from hf_ext.export.options import ExportOptions
 from hf_ext.export.parity import Parity, ParityError, compare_parts, probe_tokens, reference, write_parity
 from hf_ext.export.parts import MOST_TOKENS, cache_shapes, parts_of, sample_tokens
 from hf_ext.export.targets import TARGETS
-from hf_ext.export.tasks import exported_attention, load_for_export, task_of
+from hf_ext.export.tasks import check_exportable, exported_attention, load_for_export, task_of
+from hf_ext.export.tracing import traceable_experts
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ def export_model(
     """Export one of our models. The folder appears whole, after its numbers were compared with torch's, or not at all.
 
     Args:
-        model: folder or Hub name of a saved model, or the model itself (which then should be in fp32 and eval mode).
+        model: folder or Hub name of a saved model, or the model itself, in 32 bits and eval mode.
         target: a name in `hf_ext.export.targets.TARGETS`. out: the folder to write; must not exist.
         task: as Optimum calls it; None for the model's own, "feature-extraction" for its body without the head.
         tokenizer: is saved beside it, and reads the calibration texts; of a folder the folder's own.
@@ -60,6 +61,7 @@ def export_model(
     check_new_folder(out)
     texts = None if options.calibration is None else read_texts(options.calibration)
     if isinstance(model, PreTrainedModel):
+        check_exportable(model)
         task, given = task_of(model), task
         if given is not None and given.removesuffix("-with-past") != task:
             raise ValueError(f"task={given!r}: a {type(model).__name__}'s is {task!r}; leave it out")
@@ -107,7 +109,8 @@ def _export(model, task: str, tokenizer, target: str, out: Path, options: Export
             )
             for part in parts:
                 path = folder / files[part.name]
-                made.write(part, part.inputs_of(sample_tokens(model, task, part)), path)
+                with traceable_experts():
+                    made.write(part, part.inputs_of(sample_tokens(model, task, part)), path)
                 if options.quantize is not None:
                     calibration = None if texts is None else calibration_inputs(model, task, part, tokenizer, texts)
                     made.quantize(path, options.quantize, calibration)

@@ -143,6 +143,7 @@ class HfxExportedModel(PreTrainedModel):
         input_ids: torch.LongTensor,
         attention_mask: torch.LongTensor | None = None,
         token_type_ids: torch.LongTensor | None = None,
+        decoder_input_ids: torch.LongTensor | None = None,
         return_dict: bool | None = None,
         **kwargs,
     ) -> ModelOutput:
@@ -150,15 +151,21 @@ class HfxExportedModel(PreTrainedModel):
 
         Args:
             input_ids, attention_mask, token_type_ids: (B, T) int64, (B, choices, T) of a head that chooses.
+            decoder_input_ids: (B, T) int64, of an encoder-decoder's body.
 
         Raises:
-            ValueError: something else was given, which the graph hasn't.
+            ValueError: something else was given, which the graph hasn't, or something is missing.
         """
         refuse_unknown(kwargs)
+        takes_both = self.config.is_encoder_decoder and self.task == "feature-extraction"
+        if takes_both != (decoder_input_ids is not None):
+            what = "missing; give what the decoder reads" if takes_both else "the exported graph has no such input"
+            raise ValueError(f"decoder_input_ids: {what}")
         inputs = {
             "input_ids": input_ids,
             "attention_mask": torch.ones_like(input_ids) if attention_mask is None else attention_mask.long(),
             "token_type_ids": torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids,
+            "decoder_input_ids": decoder_input_ids,
         }
         outputs = self.output_class(**self.graphs["model"].run(inputs))
         return outputs.to_tuple() if return_dict is False else outputs

@@ -55,6 +55,18 @@ def task_of(model: PreTrainedModel) -> str:
     raise ValueError(f"model: a {type(model).__name__} is none of hf_ext's; give one of its models, or a folder of one")
 
 
+def check_exportable(model: PreTrainedModel) -> None:
+    """Raises ValueError, one line, for a model that drops out, computes in fewer bits, or has adapters."""
+    if model.training:
+        raise ValueError("model: is in training mode; call model.eval() first")
+    if model.dtype != torch.float32:
+        raise ValueError(f"model: its weights are {str(model.dtype).removeprefix('torch.')}; export model.float()")
+    if hasattr(model, "quantized_with") or getattr(model, "hf_quantizer", None) is not None:
+        raise ValueError("model: is quantized already; export the whole one, and quantize it on the way")
+    if getattr(model, "peft_config", None):
+        raise ValueError("model: has adapters; merge them into it first")
+
+
 def load_for_export(path: str | Path, task: str | None = None, **hub) -> tuple[PreTrainedModel, str]:
     """A saved model of ours in 32 bits and eval mode, and the task that it is exported as.
 

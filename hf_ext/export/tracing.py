@@ -8,8 +8,10 @@ from contextlib import contextmanager, redirect_stdout
 from io import StringIO
 
 import torch
+import transformers.integrations.moe  # noqa: F401  registers its grouped product
 
 from hf_ext.export.parts import Part
+from hf_ext.layers import mixture_of_experts
 
 
 # their infos and warnings are of how they work inside, dozens of lines an export
@@ -26,6 +28,22 @@ def dynamic_shapes(free: Mapping | tuple[int, ...]) -> dict:
 def exporter_arguments(part: Part, inputs: dict) -> tuple:
     """Module and inputs as transformers' exporters take them; they change what they are given."""
     return part.module, copy.deepcopy(inputs)
+
+
+@contextmanager
+def traceable_experts() -> Iterator[None]:
+    """Our grouped product is an operator of our own, which no engine knows; for transformers' the exporters have one."""
+    before = mixture_of_experts.grouped_matmul
+    mixture_of_experts.grouped_matmul = _grouped_matmul
+    try:
+        yield
+    finally:
+        mixture_of_experts.grouped_matmul = before
+
+
+def _grouped_matmul(x: torch.Tensor, weight: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
+    """As `hf_ext.ops.grouped_matmul.grouped_matmul`."""
+    return torch.ops.transformers.grouped_mm_fallback(x, weight.mT, offsets)
 
 
 @contextmanager

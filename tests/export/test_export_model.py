@@ -72,7 +72,7 @@ def test_a_decoder_is_the_same_at_any_size(decoder, exported_decoder, rows, cach
 @torch.no_grad()
 @pytest.mark.parametrize("head", HEADS)
 def test_every_head_of_an_encoder(head, tmp_path):
-    model = ALL_FAMILIES["encoder"].make(head, "sdpa")
+    model = ALL_FAMILIES["encoder"].make(head, "sdpa", num_hidden_layers=1)
     folder = export_model(model, "onnx", tmp_path / "out").folder
     exported = HEADS[head].from_pretrained(folder)
     ids = tokens(3, 4, 11) if head == "choice" else tokens(3, 11)
@@ -83,6 +83,23 @@ def test_every_head_of_an_encoder(head, tmp_path):
     for name, value in expected.items():
         where = mask.bool() if value.shape == mask.shape or value.ndim > mask.ndim else ...
         torch.testing.assert_close(got[name][where], value[where], **LOGITS)
+
+
+@torch.no_grad()
+def test_experts_and_what_lies_in_a_compressed_cache(tmp_path):
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+    latent = {
+        "attention_type": "latent",
+        "kv_lora_rank": 20,
+        "qk_nope_head_dim": 6,
+        "qk_rope_head_dim": 4,
+        "v_head_dim": 8,
+    }
+    model = ALL_FAMILIES["decoder"].make("text", "sdpa", num_hidden_layers=1, **experts, **latent)
+    exported = HfxExportedModelForCausalLM.from_pretrained(export_model(model, "onnx", tmp_path / "out").folder)
+    ids = tokens(3, 11)
+    cache = exported(ids[:, :6]).past_key_values
+    torch.testing.assert_close(exported(ids[:, 6:], past_key_values=cache).logits, model(ids).logits[:, 6:], **LOGITS)
 
 
 def test_torch_export(decoder, tmp_path):
@@ -118,7 +135,7 @@ def test_other_numbers_are_noticed(exported_decoder, tmp_path):
 
 
 def test_outside_of_the_tolerance_nothing_is_left(tmp_path):
-    model = ALL_FAMILIES["encoder"].make("sequence", "sdpa")
+    model = ALL_FAMILIES["encoder"].make("sequence", "sdpa", num_hidden_layers=1)
     with pytest.raises(ParityError, match=r"^model: its logits differs from torch's by .* tolerance=1e-12 allows"):
         export_model(model, "onnx", tmp_path / "out", tolerance=1e-12)
     assert not list(tmp_path.iterdir())
@@ -151,6 +168,14 @@ def test_nonsense_is_one_line(saved_decoder, tmp_path, monkeypatch, target, opti
         export_model(saved_decoder, target, tmp_path / "out", **options)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_models_that_are_not_ready(tmp_path):
+    model = ALL_FAMILIES["encoder"].make("sequence", "sdpa")
+    with pytest.raises(ValueError, match=r"model: is in training mode; call model.eval\(\) first"):
+        export_model(model.train(), "onnx", tmp_path / "out")
+    with pytest.raises(ValueError, match=r"model: its weights are bfloat16; export model.float\(\)"):
+        export_model(model.eval().bfloat16(), "onnx", tmp_path / "out")
 
 
 def test_folders_that_are_there_or_hold_something_else(saved_decoder, exported_decoder, tmp_path):

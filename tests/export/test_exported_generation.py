@@ -92,7 +92,9 @@ def test_what_a_step_takes_is_the_memory_that_the_last_one_gave(writer, monkeypa
 def test_frequencies_that_change_while_writing(tmp_path):
     """All tokens go through again then, as in torch."""
     rope = {"rope_type": "dynamic", "rope_theta": 100.0, "factor": 4.0}
-    model = ALL_FAMILIES["decoder"].make("text", "sdpa", rope_parameters=rope, max_position_embeddings=14)
+    model = ALL_FAMILIES["decoder"].make(
+        "text", "sdpa", rope_parameters=rope, max_position_embeddings=14, num_hidden_layers=1
+    )
     exported = HfxExportedModelForCausalLM.from_pretrained(export_model(model, "onnx", tmp_path / "out").folder)
     inputs = {name: value[:1] for name, value in prompt("left").items()}
     assert torch.equal(texts(exported, inputs), texts(model, inputs))
