@@ -3,6 +3,8 @@
 exported = export_model("outputs/quickstart", "onnx", "outputs/quickstart_onnx", quantize="int8_dynamic")
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -88,9 +90,7 @@ def _export(model, task: str, tokenizer, target: str, out: Path, options: Export
         raise ValueError(
             f"max_position_embeddings={longest}: graphs are traced with {MOST_TOKENS} tokens; use a longer model"
         )
-    before = model.config._attn_implementation
-    model.set_attn_implementation(exported_attention(model.config))
-    try:
+    with as_traced(model):
         parts = parts_of(model, task)
         probed = {}
         for part in parts:
@@ -123,9 +123,23 @@ def _export(model, task: str, tokenizer, target: str, out: Path, options: Export
             if task in WRITING:
                 greedy = _compare_text(model, folder, task, options, probed)
             parity = write_parity(folder, probed, tolerance, found, greedy, made.distributions)
-    finally:
-        model.set_attn_implementation(before)
     return Exported(out, task, parity, sum(path.stat().st_size for path in out.rglob("*") if path.is_file()))
+
+
+@contextmanager
+def as_traced(model: PreTrainedModel) -> Iterator[None]:
+    """`model` with the attention that is traced, and padding computed as graphs do, which have no other number of tokens."""
+    config = model.config
+    attention, padding_free = config._attn_implementation, getattr(config, "padding_free", None)
+    model.set_attn_implementation(exported_attention(config))
+    if padding_free:
+        config.padding_free = False
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(attention)
+        if padding_free:
+            config.padding_free = True
 
 
 def _compare_text(

@@ -37,4 +37,5 @@ class OnnxTarget(Target):
     def quantize(self, path: Path, quantization: str, calibration: Iterable[Mapping[str, torch.Tensor]] | None) -> None:
         from hf_ext.export.onnx_quantization import quantize_file
 
-        quantize_file(path, calibration)
+        with quietly():
+            quantize_file(path, calibration)

@@ -14,10 +14,6 @@ from hf_ext.export.parts import Part
 from hf_ext.layers import mixture_of_experts
 
 
-# their infos and warnings are of how they work inside, dozens of lines an export
-CHATTY = ("transformers", "torch.onnx", "torch.export", "onnxscript", "onnx_ir")
-
-
 def dynamic_shapes(free: Mapping | tuple[int, ...]) -> dict:
     """What torch.export calls it: nested as the part's inputs, dim -> any size."""
     if isinstance(free, Mapping):
@@ -48,15 +44,12 @@ def _grouped_matmul(x: torch.Tensor, weight: torch.Tensor, offsets: torch.Tensor
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """Without the progress that exporters print; errors are raised as ever."""
-    loggers = [logging.getLogger(name) for name in CHATTY]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
+    """Without the progress and warnings that exporters print of how they work inside; errors are raised as ever."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings(), redirect_stdout(StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+        logging.disable(before)
