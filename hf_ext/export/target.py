@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
+import transformers
 
 from hf_ext.export.parts import Part
 
@@ -57,6 +58,8 @@ class Target(ABC):
 
     def missing(self) -> str | None:
         """Why it can't be used here, in a few words with the remedy."""
+        if find_spec("transformers.exporters") is None:
+            return f"transformers {transformers.__version__} has no exporters; pip install 'transformers>=5.22'"
         absent = [package for package in self.packages if find_spec(package) is None]
         return f"{', '.join(absent)} isn't installed; pip install 'hf-ext[{self.extra}]'" if absent else None
 

@@ -7,8 +7,6 @@ from models.grid import ALL_FAMILIES
 from hf_ext.export import export_model
 
 
-pytest.importorskip("onnxruntime", reason="onnxruntime isn't installed: pip install 'hf-ext[export]'")
-
 # attention of another size a layer, fewer key/value heads, a window shorter than the texts, a softcap that sdpa hasn't
 DECODER = {
     "num_key_value_heads": 2,
