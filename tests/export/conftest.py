@@ -41,7 +41,9 @@ def exported_decoder(saved_decoder, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def translator():
-    return ALL_FAMILIES["encoder-decoder"].make("text", "sdpa", num_key_value_heads=2)
+    return ALL_FAMILIES["encoder-decoder"].make(
+        "text", "sdpa", num_key_value_heads=2, encoder_layers=1, num_hidden_layers=1
+    )
 
 
 @pytest.fixture(scope="session")
