@@ -25,9 +25,12 @@ class OnnxTarget(Target):
     def write(self, part: Part, inputs: dict, path: Path) -> None:
         from transformers.exporters import OnnxConfig, OnnxExporter
 
-        config = OnnxConfig(dynamic=True, dynamic_shapes=dynamic_shapes(part.free), output_path=path)
+        config = OnnxConfig(dynamic=True, dynamic_shapes=dynamic_shapes(part.free))
         with quietly():
-            OnnxExporter().export(*exporter_arguments(part, inputs), config)
+            program = OnnxExporter().export(*exporter_arguments(part, inputs), config)
+            for node in program.model.graph.all_nodes():
+                node.metadata_props.clear()  # where in the sources it comes from, with the paths of this machine
+            program.save(path, external_data=True)
 
     def open(self, path: Path) -> Graph:
         from hf_ext.export.onnx_graph import OnnxGraph

@@ -22,6 +22,9 @@ class TorchExportTarget(Target):
         with quietly():
             program = DynamoExporter().export(*exporter_arguments(part, inputs), config)
         _free_sums(program)
+        for module in program.graph_module.modules():
+            for node in module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ():
+                node.meta.pop("stack_trace", None)  # holds the paths of this machine
         torch.export.save(program, path)
 
     def open(self, path: Path) -> Graph:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from models.grid import ALL_FAMILIES
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
+import hf_ext
 from hf_ext.export import (
     ExportOptions,
     HfxExportedModelForCausalLM,
@@ -28,6 +30,8 @@ from hf_ext.export.targets import TARGETS
 
 # fp32, the same products in another order
 LOGITS = {"atol": 2e-5, "rtol": 1e-5}
+# a graph remembers where in the sources its nodes come from
+SOURCES = str(Path(hf_ext.__file__).parent).encode()
 HEADS = {
     "text": HfxExportedModelForMaskedLM,
     "sequence": HfxExportedModelForSequenceClassification,
@@ -53,6 +57,7 @@ def test_a_folder_holds_all_that_runs_it_and_its_record(exported_decoder):
         TENSORS,
     }
     assert not any(name.endswith((".safetensors", ".py")) for name in files - {TENSORS})
+    assert not any(SOURCES in path.read_bytes() for path in exported_decoder.iterdir())
     record = json.loads((exported_decoder / RECORD).read_text())
     assert 0 < record["parts"]["model"]["max_difference"] < 1e-4
     assert record["greedy_same"] == record["greedy_tokens"] == 16
@@ -104,7 +109,7 @@ def test_experts_and_what_lies_in_a_compressed_cache(tmp_path):
 
 def test_torch_export(decoder, tmp_path):
     folder = export_model(decoder, "torch-export", tmp_path / "out").folder
-    assert (folder / "model.pt2").is_file()
+    assert SOURCES not in (folder / "model.pt2").read_bytes()
     model = HfxExportedModelForCausalLM.from_pretrained(folder, verify=True)
     ids = tokens(2, 13)
     with torch.no_grad():
