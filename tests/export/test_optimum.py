@@ -1,13 +1,19 @@
 """Optimum's doors: its command line, and the tasks that it knows our models for."""
 
 import sys
+from configparser import ConfigParser
+from pathlib import Path
 
 import pytest
 from optimum.commands.optimum_cli import main
 from optimum.exporters.tasks import TasksManager
+from setuptools import find_namespace_packages
 from transformers import AutoConfig
 
 import hf_ext.export  # noqa: F401  registers the tasks
+
+
+ROOT = Path(__file__).parents[2]
 
 
 def run(monkeypatch, *line) -> None:
@@ -36,6 +42,18 @@ def test_a_mistake_is_one_line(monkeypatch, capsys, line, message):
     error = capsys.readouterr().err.strip()
     assert error.startswith(message)
     assert "\n" not in error
+
+
+def test_the_command_is_installed_and_nothing_else_with_it():
+    """A folder without `__init__.py` is a package only to who looks for namespaces."""
+    settings = ConfigParser()
+    settings.read(ROOT / "setup.cfg")
+    assert settings["options"]["packages"] == "find_namespace:"
+    found = {key: value.split() for key, value in settings["options.packages.find"].items()}
+    packages = find_namespace_packages(str(ROOT), **found)
+    assert "optimum.commands.register" in packages
+    assert {name.split(".")[0] for name in packages} == {"hf_ext", "optimum"}
+    assert not [name for name in packages if "__pycache__" in name]
 
 
 def test_the_tasks_of_each_model_type():
