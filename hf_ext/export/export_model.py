@@ -3,6 +3,7 @@
 exported = export_model("outputs/quickstart", "onnx", "outputs/quickstart_onnx", quantize="int8_dynamic")
 """
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -90,6 +91,7 @@ def _export(model, task: str, tokenizer, target: str, out: Path, options: Export
         raise ValueError(
             f"max_position_embeddings={longest}: graphs are traced with {MOST_TOKENS} tokens; use a longer model"
         )
+    config = copy.deepcopy(model.config)
     with as_traced(model):
         parts = parts_of(model, task)
         probed = {}
@@ -114,7 +116,7 @@ def _export(model, task: str, tokenizer, target: str, out: Path, options: Export
                 if options.quantize is not None:
                     calibration = None if texts is None else calibration_inputs(model, task, part, tokenizer, texts)
                     made.quantize(path, options.quantize, calibration)
-            write_description(folder, description, model, tokenizer)
+            write_description(folder, description, config, model, tokenizer)
             tolerance = options.tolerance
             if tolerance is None:
                 tolerance = made.quantizations[options.quantize].tolerance if options.quantize else made.tolerance

@@ -3,7 +3,6 @@
 export.json  config.json  generation_config.json  (the tokenizer's files)  the graphs' files  parity.json  parity.safetensors
 """
 
-import copy
 import json
 import os
 import shutil
@@ -12,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_ext.training.checkpoints.folders import sync_tree
 
@@ -65,11 +64,14 @@ def check_new_folder(out: str | Path) -> None:
 
 
 def write_description(
-    folder: Path, description: Description, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None
+    folder: Path,
+    description: Description,
+    config: PretrainedConfig,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None,
 ) -> None:
-    """All but the graphs and the parity."""
+    """All but the graphs and the parity. config: a copy of the model's."""
     (folder / DESCRIPTION).write_text(json.dumps(asdict(description), indent=2) + "\n", encoding="utf-8")
-    config = copy.deepcopy(model.config)
     config.architectures = [description.architecture]
     config.save_pretrained(folder, bundle=False)  # its code reads weights, and there are none
     if model.can_generate():

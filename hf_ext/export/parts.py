@@ -75,10 +75,10 @@ def sample_tokens(model: PreTrainedModel, task: str, part: Part) -> Tokens:
     return Tokens(ids(*sizes, TOKENS), ones(*sizes, TOKENS), own)
 
 
-def flat(nested: Mapping, prefix: str = "") -> dict[str, torch.Tensor]:
+def flat(tensors: Mapping, prefix: str = "") -> dict[str, torch.Tensor]:
     """Nested dicts of tensors -> "outer.inner" -> tensor."""
     found = {}
-    for key, value in nested.items():
+    for key, value in tensors.items():
         name = f"{prefix}.{key}" if prefix else str(key)
         found |= flat(value, name) if isinstance(value, Mapping) else {name: value}
     return found
