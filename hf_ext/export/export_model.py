@@ -64,8 +64,8 @@ def export_model(
     check_new_folder(out)
     texts = None if options.calibration is None else read_texts(options.calibration)
     if isinstance(model, PreTrainedModel):
-        check_exportable(model)
         task, given = task_of(model), task
+        check_exportable(model)
         if given is not None and given.removesuffix("-with-past") != task:
             raise ValueError(f"task={given!r}: a {type(model).__name__}'s is {task!r}; leave it out")
     else:
