@@ -75,6 +75,18 @@ FAMILIES = {
 }
 
 
+# classes of `hf_ext/export`, which stands above: pipelines warn of a model whose class is in none of transformers' tables
+EXPORTED = {
+    AutoModel: "HfxExportedModelForFeatureExtraction",
+    AutoModelForCausalLM: "HfxExportedModelForCausalLM",
+    AutoModelForSeq2SeqLM: "HfxExportedModelForSeq2SeqLM",
+    AutoModelForMaskedLM: "HfxExportedModelForMaskedLM",
+    AutoModelForSequenceClassification: "HfxExportedModelForSequenceClassification",
+    AutoModelForTokenClassification: "HfxExportedModelForTokenClassification",
+    AutoModelForQuestionAnswering: "HfxExportedModelForQuestionAnswering",
+    AutoModelForMultipleChoice: "HfxExportedModelForMultipleChoice",
+}
+
 # Llama's module -> ours, where they have other or further names; peft takes those of them that are there
 MODULES_OF_LLAMA = {
     "q_proj": ["q_proj", "q_b_proj"],  # of latent attention
@@ -137,6 +149,8 @@ def register() -> None:
             # its table of names, which `register` leaves alone: by it the stock Trainer knows that a causal model's labels
             # are to be shifted when it smooths them, and transformers' generic tests which labels a head takes
             auto_class._model_mapping._model_mapping[config_class.model_type] = model_class.__name__
+    for auto_class, name in EXPORTED.items():
+        auto_class._model_mapping._model_mapping["hfx_exported"] = name
     if find_spec("peft"):
         from peft.utils import constants
 
