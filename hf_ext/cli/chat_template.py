@@ -1,4 +1,4 @@
-"""A conversation as a prompt, by a template that came with the model: it is a program, so it is given little time and memory.
+"""A conversation as a prompt, by a template that came with the model: it is a program, and gets little time and memory.
 
 transformers renders templates in Jinja's sandbox, which keeps them from Python's objects, and not from loops without end or
 texts without bounds.

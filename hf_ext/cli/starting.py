@@ -13,7 +13,7 @@ def is_command_line(words: Sequence[str]) -> bool:
     """Whether an interpreter that was started so runs `hf-ext` or `python -m hf_ext`.
 
     Args:
-        words: `sys.orig_argv`, interpreter first. Not `sys.argv`, which a process of `multiprocessing` takes from its parent.
+        words: `sys.orig_argv`, interpreter first; `sys.argv` of a process of `multiprocessing` is its parent's.
     """
     rest = iter(words[1:])
     for word in rest:

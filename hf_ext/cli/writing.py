@@ -28,7 +28,7 @@ def write(
     needed = max(length, max_new_tokens) if config.is_encoder_decoder else length + max_new_tokens
     if isinstance(room, int) and needed > room:
         raise ValueError(
-            f"prompt of {length:,} tokens, --max_new_tokens {max_new_tokens:,}: the model has {room:,} positions; shorten one"
+            f"prompt of {length:,} tokens, --max_new_tokens {max_new_tokens:,}: the model has {room:,} positions; cut one"
         )
     set_seed(seed)
     beams = num_beams > 1

@@ -1,8 +1,8 @@
 """A folder that somebody else made, before anything is loaded from it: what would run code, lead elsewhere or ask for absurd
 sizes is refused in one line.
 
-transformers, peft and tokenizers read these files with care, and have had to learn some of it (docs/command_line.md names what
-and when). What is looked at here is refused whatever their version is. Nothing is run, and no weight is read.
+transformers, peft and tokenizers read these files with care, and have had to learn some of it (SECURITY.md names what and
+when). What is looked at here is refused whatever their version is. Nothing is run, and no weight is read.
 """
 
 import json
@@ -39,17 +39,16 @@ def check_loadable(folder: Path, *, trust_remote_code: bool = False, cache: Path
     """Raises ValueError, one line, for the first thing in a folder that isn't safe to load.
 
     Args:
-        trust_remote_code: whether the user's own command allowed the code in this folder to run; without it a model that needs
-            it is refused, and no code of another repository is run with it.
+        trust_remote_code: whether the user's own command allowed the code in this folder to run; that of another repository
+            isn't run with it.
         cache: the Hub client's folder of this repository, into which the links of its snapshots lead.
     """
     names = _names(folder, cache)
-    if not any(name.endswith((".safetensors", ".gguf")) for name in names):
-        if pickles := pickles_among(names):
-            raise ValueError(
-                f"{folder.name}: its weights are a pickle ({pickles[0]}), which runs what it says when it is loaded; take a "
-                "revision with safetensors"
-            )
+    if not any(name.endswith((".safetensors", ".gguf")) for name in names) and (pickles := pickles_among(names)):
+        raise ValueError(
+            f"{folder.name}: its weights are a pickle ({pickles[0]}), which runs what it says when it is loaded; take a "
+            "revision with safetensors"
+        )
     contents = {
         name: read_untrusted_json(folder / name) for name in names if name.endswith(".json") and "/" not in name
     }
@@ -157,7 +156,7 @@ def _check_tokenizer(content: dict) -> None:
         text = template.get("template") if isinstance(template, dict) else template
         if isinstance(text, str) and len(text) > MAX_TEMPLATE:
             raise ValueError(
-                f"tokenizer_config.json: chat_template has {len(text):,} characters, above {MAX_TEMPLATE:,}, which none needs"
+                f"tokenizer_config.json: chat_template has {len(text):,} characters, above {MAX_TEMPLATE:,}; none needs them"
             )
 
 

@@ -29,8 +29,8 @@ def check_names_no_code(content, where: str) -> None:
             for name in value.values() if isinstance(value, Mapping) else [value]:
                 if isinstance(name, str) and "/" in name:
                     raise ValueError(
-                        f"{where}: {key}={name!r} names code on the Hub that would be fetched and run; take it out, and name "
-                        "it in your own command if you trust it"
+                        f"{where}: {key}={name!r} names code on the Hub that would be fetched and run; take it out, and "
+                        "name it in your own command if you trust it"
                     )
 
 
