@@ -48,7 +48,7 @@ def evaluate(
     device: Device = None,
     revision: Revision = None,
 ) -> None:
-    """Score a trained model on rows of a file, as the recipe that trained it scores its own: accuracy, F1, BLEU, perplexity …
+    """Score a trained model on rows of a file, as the recipe that trained it scores its own: accuracy, BLEU, perplexity …
 
     The task is what the model's head and its recipe.yaml say.
     """

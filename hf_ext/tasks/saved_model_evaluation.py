@@ -2,8 +2,8 @@
 
 found = evaluate_saved(model, tokenizer, sections, "held_out.jsonl")      # found.scores, found.predictions
 
-What the task is, tell the model's head and the sections of the run's `recipe.yaml`, of which the data's columns, the prompt and
-the way to write are taken too.
+What the task is, tell the model's head and the sections of the run's `recipe.yaml`; columns, prompt and
+the way to write are taken from there too.
 """
 
 import tempfile
@@ -103,8 +103,9 @@ def evaluate_saved(
 
     Args:
         model: with a head. sections: of the recipe that trained it, name -> fields; {} where there is none.
-        data_files: a path, glob or list, or column -> text file, as of a recipe's data section. columns: the task's name of a column -> its name in the
-            files; default the recipe's. batch_size: rows at a time. max_rows: the first of them only.
+        data_files: a path, glob or list, or column -> text file, as of a recipe's data section. columns: the task's name of
+            a column -> its name in the files; default the recipe's.
+        batch_size: rows at a time. max_rows: the first of them only.
 
     Raises:
         ValueError: one line: rows that don't fit the task, or a model that is scored otherwise.

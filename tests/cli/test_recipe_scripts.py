@@ -1,5 +1,6 @@
 """Which script `hf-ext train` runs: ours by task, or one that the user names; never one that a YAML brings along."""
 
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -106,6 +107,9 @@ def test_help_of_a_recipe_is_its_scripts(capsys):
 @pytest.mark.heavy
 def test_the_wheel_brings_the_recipes_and_what_run_needs(tmp_path):
     """What somebody has who installed hf_ext without a checkout."""
+    source = tmp_path / "source"
+    left = shutil.ignore_patterns(".git", ".venv", "outputs", "build", "*.egg-info", "__pycache__", "tests", "shared")
+    shutil.copytree(ROOT, source, ignore=left)
     command = [
         sys.executable,
         "-m",
@@ -115,10 +119,10 @@ def test_the_wheel_brings_the_recipes_and_what_run_needs(tmp_path):
         "--no-deps",
         "--no-build-isolation",
         "-w",
-        str(tmp_path),
-        ".",
+        tmp_path,
+        source,
     ]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    subprocess.run(command, check=True, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
     shared = {name.split("/data/share/hf_ext/")[1] for name in names if "/data/share/hf_ext/" in name}

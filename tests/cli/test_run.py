@@ -59,7 +59,10 @@ def test_no_such_command():
 
 
 def test_signals_reach_the_command(tmp_path):
-    code = "import signal, time; signal.signal(signal.SIGTERM, lambda *_: exit(75)); print('ready', flush=True); time.sleep(60)"
+    code = (
+        "import signal, time; signal.signal(signal.SIGTERM, lambda *_: exit(75)); print('ready', flush=True);"
+        "time.sleep(60)"
+    )
     process = subprocess.Popen(
         [sys.executable, "-m", "hf_ext", "run", "--", "python", "-c", code], stdout=subprocess.PIPE, text=True
     )
