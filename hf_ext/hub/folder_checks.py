@@ -81,7 +81,7 @@ def _check_is_file_inside(folder: Path, name: str) -> None:
 def _json(folder: Path, name: str) -> dict | list:
     try:
         return json.loads((folder / name).read_text(encoding="utf-8"))
-    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are
+    except (ValueError, RecursionError) as error:  # JSONDecodeError and UnicodeDecodeError are the first
         raise ValueError(f"{name}: is no JSON ({_first_line(error)}); write it again") from None
 
 
@@ -224,7 +224,7 @@ def _check_card(folder: Path, present: set[str], repo_type: str) -> None:
     card_class = ModelCard if repo_type == "model" else DatasetCard
     try:
         card = card_class((folder / "README.md").read_text(encoding="utf-8"))
-    except (ValueError, TypeError, KeyError, yaml.YAMLError) as error:
+    except (ValueError, TypeError, KeyError, yaml.YAMLError, RecursionError) as error:
         raise ValueError(f"README.md: its metadata isn't valid ({_first_line(error)})") from None
     for shown in IMAGES_OF_A_CARD.findall(card.text):
         if "://" not in shown and shown.removeprefix("./") not in present:

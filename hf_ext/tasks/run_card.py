@@ -62,7 +62,7 @@ def write_card(model: PreTrainedModel, folder: Path) -> ModelCard:
 def refresh_card(
     folder: Path, *, later: Mapping[str, float] | None = None, dataset: str | None = None
 ) -> tuple[ModelCard, int]:
-    """The folder's card with the numbers that all_results.json has now, and those of a later evaluation in a part of their own.
+    """A card with the numbers that all_results.json has now, and those of a later evaluation in a part of its own.
 
     Args:
         later: name -> score, as `hf-ext evaluate --json` prints them. dataset: what they were measured on.
@@ -106,7 +106,8 @@ def _add(card: ModelCard, later: Mapping[str, float], dataset: str) -> int:
     body, _, _ = card.text.partition(LATER)
     cell = name.replace("|", "\\|").replace("`", "'")
     rows = "\n".join(f"| {metric} | {value:.4f} |" for metric, value in later.items())
-    card.text = f"{body.rstrip()}\n\n{LATER}\n\nOn `{cell}`, by `hf-ext evaluate`.\n\n| metric | value |\n| --- | --- |\n{rows}\n"
+    table = f"On `{cell}`, by `hf-ext evaluate`.\n\n| metric | value |\n| --- | --- |\n{rows}\n"
+    card.text = f"{body.rstrip()}\n\n{LATER}\n\n{table}"
     return len(later)
 
 
