@@ -65,9 +65,12 @@ def load_model(
     """
     import torch
 
+    from transformers.utils import logging
+
     from hf_ext.hub.model_source import find_model
     from hf_ext.quantization.saving import DESCRIPTION, load_quantized
 
+    logging.disable_progress_bar()
     options = {}
     if dtype is not None:
         if not isinstance(getattr(torch, dtype, None), torch.dtype):

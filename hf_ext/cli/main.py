@@ -8,9 +8,10 @@ import typer
 from typer.exceptions import TyperException
 
 from hf_ext.cli import card, chat, doctor, evaluate, export, generate, plan, pull, push, quantize, run, train
+from hf_ext.cli.working import INTERRUPTED
 
 
-BAD_INPUT, INTERRUPTED = 2, 130
+BAD_INPUT = 2
 EPILOG = (
     "Exit codes: 0 done, 1 doctor found a problem, 2 a mistake of yours, 3 a loss that isn't finite, 75 stopped by SIGTERM \
 and saved, 130 interrupted. HF_EXT_TRACEBACK=1 shows where a mistake was noticed."

@@ -1,8 +1,10 @@
 """The part of a subcommand that needs torch: hf_ext is loaded for it, and its mistakes are one line with an exit code."""
 
+import sys
 from collections.abc import Callable
 
 
+INTERRUPTED = 130
 # what is imported -> the extra of hf_ext that brings it
 EXTRAS = {
     "accelerate": "train",
@@ -45,6 +47,9 @@ def work(do: Callable[[], int | None]) -> None:
             if package not in EXTRAS:
                 raise
             raise ValueError(f"{package} is not installed; pip install 'hf-ext[{EXTRAS[package]}]'") from error
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            code = INTERRUPTED
         if code:
             raise SystemExit(code)
 
