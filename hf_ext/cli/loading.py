@@ -64,7 +64,6 @@ def load_model(
         ValueError: one line.
     """
     import torch
-
     from transformers.utils import logging
 
     from hf_ext.hub.model_source import find_model
