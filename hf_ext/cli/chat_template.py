@@ -34,7 +34,7 @@ def prompt_of(tokenizer, turns: list[dict[str, str]]):
         raise ValueError(
             f"chat_template: reaches for what templates may not have ({error}); take another model"
         ) from None
-    except (TemplateError, TypeError, ArithmeticError) as error:
+    except (TemplateError, TypeError, ArithmeticError, RecursionError) as error:
         said = " ".join(str(error).split())
         raise ValueError(f"chat_template: can't make a prompt of this conversation ({said})") from None
     except (TimeoutError, MemoryError):

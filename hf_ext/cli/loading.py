@@ -64,6 +64,7 @@ def load_model(
         ValueError: one line.
     """
     import torch
+    from safetensors import SafetensorError
     from transformers.utils import logging
 
     from hf_ext.hub.model_source import find_model
@@ -99,7 +100,10 @@ def load_model(
     else:
         if not (source.folder / "config.json").is_file():
             raise ValueError(f"{source.folder}: holds no model (no config.json); name the folder of a saved one")
-        model = auto_class.from_pretrained(source.folder, **source.weight_options, **options)
+        try:
+            model = auto_class.from_pretrained(source.folder, **source.weight_options, **options)
+        except SafetensorError as error:
+            raise ValueError(f"{source.folder}: its weights can't be read ({error}); save the model again") from error
     return model.to(_device(device)).eval()
 
 

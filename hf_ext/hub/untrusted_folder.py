@@ -19,6 +19,8 @@ MAX_FILES = 10_000
 MAX_JSON, MAX_TABLE = 10 * 2**20, 500 * 2**20
 TABLES = ("tokenizer.json", "vocab.json", "added_tokens.json", "model.safetensors.index.json", "trainer_state.json")
 MAX_JSON_DEPTH = 100
+# bytes of a safetensors header, the format's own limit
+MAX_HEADER = 100_000_000
 # bytes of a template that makes a prompt of a conversation
 MAX_TEMPLATE = 200_000
 # libraries that peft may import by the name that an adapter gives: those that hold models
@@ -73,6 +75,8 @@ def check_loadable(folder: Path, *, trust_remote_code: bool = False, cache: Path
         if name.endswith(".safetensors.index.json"):
             _check_index(name, content)
     for name in names:
+        if name.endswith(".safetensors"):
+            _check_header(folder / name, name)
         if name.endswith(".jinja") and (folder / name).stat().st_size > MAX_TEMPLATE:
             raise ValueError(f"{name}: above {MAX_TEMPLATE:,} bytes, which no template of a conversation needs")
 
@@ -193,6 +197,15 @@ def _check_index(name: str, content: dict) -> None:
         _inside(name, "weight_map", shard)
         if not shard.endswith(".safetensors"):
             raise ValueError(f"{name}: names {shard!r}, which is no safetensors file")
+
+
+def _check_header(path: Path, name: str) -> None:
+    """The length that a safetensors file begins with is that of a header within the file."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+    if size < 8 or length > min(MAX_HEADER, size - 8):
+        raise ValueError(f"{name}: says that its header has {length:,} bytes, the file has {size:,}; save it again")
 
 
 def _inside(name: str, key: str, entry: str) -> None:

@@ -7,7 +7,6 @@ from cli.command_line import hf_ext_command
 from cli.saved_models import TEXT, save_tiny_decoder
 from transformers import AutoConfig
 
-from hf_ext.export.targets import TARGETS
 from hf_ext.quantization import load_quantized
 from hf_ext.quantization.methods import METHODS
 from hf_ext.training.scaling.parameters import count_parameters
@@ -58,6 +57,8 @@ def test_plan_allocates_nothing_for_an_absurd_file(tmp_path, capsys):
 
 
 def test_export_lists_its_targets_and_refuses_others(folder, tmp_path, capsys):
+    from hf_ext.export.targets import TARGETS
+
     listed = hf_ext_command(capsys, "export", "--targets").out
     assert [line.split(":")[0] for line in listed.splitlines()] == [*TARGETS, "gguf"]
     assert "did you mean 'onnx'" in hf_ext_command(capsys, "export", folder, tmp_path / "x", "--to", "onxx").line

@@ -1,7 +1,6 @@
 """Model folders as an attacker would make them: one change each to a folder that loads."""
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -78,6 +77,11 @@ def header(length: int) -> Callable[[Path], None]:
     return write("model.safetensors", length.to_bytes(8, "little") + b"{}")
 
 
+def tensors_beyond_the_file(folder: Path) -> None:
+    entry = json.dumps({"model.norm.weight": {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]}}).encode()
+    write("model.safetensors", len(entry).to_bytes(8, "little") + entry)(folder)
+
+
 # what -> (the change, what the one line says)
 FOLDERS: dict[str, tuple[Callable[[Path], None], str]] = {
     "weights are a pickle": (pickled_weights, "its weights are a pickle"),
@@ -128,13 +132,15 @@ FOLDERS: dict[str, tuple[Callable[[Path], None], str]] = {
     "an adapter of absurd rank": (adapter(r=10**9), "r=1000000000"),
     "endless generation": (change("generation_config.json", max_new_tokens=10**12), "max_new_tokens="),
     "beams without number": (change("generation_config.json", num_beams=10**6), "num_beams="),
+    "a header of 2 ** 62 bytes": (header(2**62), "says that its header has"),
+    "a header longer than the file": (header(10**6), "says that its header has"),
+    "no header": (write("model.safetensors", b""), "says that its header has"),
     "code names of no file": (change("config.json", auto_map={"AutoConfig": "../x.py"}), "must be FILE.CLASS"),
 }
 # what the folder itself can't tell, but the libraries that read it refuse
 REFUSED_BY_LIBRARIES = {
-    "code of a tokenizer": (code_of_the_tokenizer, "tokenizer"),
-    "a header of 2 ** 62 bytes": (header(2**62), "header too large|HeaderTooLarge|InvalidHeader"),
-    "a header longer than the file": (header(10**6), "header"),
+    "code of a tokenizer": (code_of_the_tokenizer, "contains custom code"),
+    "tensors beyond the file": (tensors_beyond_the_file, "its weights can't be read"),
 }
 
 
@@ -143,7 +149,3 @@ def make(kind: str, folder: Path) -> str:
     do, said = (FOLDERS | REFUSED_BY_LIBRARIES)[kind]
     do(folder)
     return said
-
-
-def needs_links() -> bool:
-    return os.name == "posix"

@@ -58,10 +58,10 @@ def test_no_template_leaves_the_sandbox(name, tokenizer, tmp_path, monkeypatch):
 def test_loops_without_end_are_ended(template, tokenizer, monkeypatch):
     monkeypatch.setattr(chat_template, "SECONDS", 0.3)
     tokenizer.chat_template = template
-    begun = time.monotonic()
+    begun = time.process_time()
     with pytest.raises(ValueError, match=r"took more than 0\.3 s"):
         prompt_of(tokenizer, TURNS)
-    assert time.monotonic() - begun < 20
+    assert time.process_time() - begun < 5
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's limit of the address space")

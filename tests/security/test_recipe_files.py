@@ -41,10 +41,10 @@ def test_a_malicious_recipe_is_refused_in_one_line(name, tmp_path, monkeypatch):
     content, said = FILES[name]
     path = tmp_path / "recipe.yaml"
     path.write_text(content, encoding="utf-8")
-    begun = time.monotonic()
+    begun = time.process_time()
     with pytest.raises(RecipeError, match=said) as caught:
         load_recipe([str(path)], SECTIONS)
-    assert time.monotonic() - begun < 5
+    assert time.process_time() - begun < 5
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "ran").exists()
 
@@ -73,10 +73,10 @@ def test_the_command_line_may_name_a_kernel(tmp_path):
     ],
 )
 def test_a_model_of_absurd_size_is_refused_before_it_is_described(section):
-    begun = time.monotonic()
+    begun = time.process_time()
     with pytest.raises(ValueError, match=r"HF_EXT_CONFIG_LIMITS"):
         read_model_section({"model_type": "hfx_decoder", **section}).config(vocab_size=100)
-    assert time.monotonic() - begun < 1
+    assert time.process_time() - begun < 1
 
 
 @pytest.mark.parametrize(

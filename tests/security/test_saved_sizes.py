@@ -38,10 +38,10 @@ ABSURD = {
 def test_an_absurd_config_json_is_refused_in_one_line(name, tmp_path):
     fields, said = ABSURD[name]
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "hfx_decoder", **fields}))
-    begun = time.monotonic()
+    begun = time.process_time()
     with pytest.raises(ValueError, match=said) as caught:
         AutoConfig.from_pretrained(tmp_path)
-    assert time.monotonic() - begun < 1  # nothing of that size was made
+    assert time.process_time() - begun < 1  # nothing of that size was made
     assert "\n" not in str(caught.value)
 
 
