@@ -124,11 +124,13 @@ def load(folder: str):
     auto_class = auto_class_of(config)
     adapter = Path(folder) / "adapter_config.json"
     if not adapter.is_file():
-        return auto_class.from_pretrained(folder)
+        return auto_class.from_pretrained(folder, trust_remote_code=False)
     from peft import PeftModel
 
     base = json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"]
-    return PeftModel.from_pretrained(auto_class.from_pretrained(base, config=config), folder).get_base_model()
+    return PeftModel.from_pretrained(
+        auto_class.from_pretrained(base, config=config, trust_remote_code=False), folder
+    ).get_base_model()
 
 
 def main() -> None:
