@@ -3,6 +3,7 @@
 import os
 import platform
 import sys
+from contextlib import nullcontext
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import hf_ext
 from hf_ext.models.attention_report import attention_report
 from hf_ext.ops.backends import BACKENDS
 from hf_ext.ops.hub_kernels import PINNED
-from hf_ext.ops.kernel_choice import CHOICES, triton_missing
+from hf_ext.ops.kernel_choice import CHOICES, kernels, triton_missing
 
 
 # What a package must have come to for a hole to be closed that a file from elsewhere could use. Beyond these the
@@ -44,7 +45,9 @@ def examine() -> dict:
         found = packages.get(name) or _version(name)
         if found is not None and Version(Version(found).base_version) < Version(floor):
             notes.append(f"{name} {found}: {floor} or newer is safer ({why})")
-    attention, broken = _attention()
+    unusable = _unusable_kernels()
+    with kernels("torch") if unusable else nullcontext():
+        attention, broken = _attention()
     return {
         "hf_ext": {"version": version("hf-ext"), "folder": str(Path(hf_ext.__file__).parent)},
         "python": {"version": platform.python_version(), "executable": sys.executable},
@@ -55,7 +58,7 @@ def examine() -> dict:
         "attention": attention,
         "kernels": _kernels(),
         "notes": notes,
-        "problems": problems + broken,
+        "problems": problems + unusable + broken,
     }
 
 
@@ -139,11 +142,18 @@ def _attention() -> tuple[dict, list[str]]:
     }, problems
 
 
-def _kernels() -> dict:
+def _unusable_kernels() -> list[str]:
+    """What is wrong with HF_EXT_KERNELS, under which no model of ours would compute then."""
     choice = os.environ.get("HF_EXT_KERNELS", "torch")
-    known = choice if choice in CHOICES else f"{choice}: none of {', '.join(CHOICES)}"
+    if choice not in CHOICES:
+        return [f"HF_EXT_KERNELS={choice!r}: must be one of {', '.join(CHOICES)}"]
+    missing = triton_missing() if choice == "triton" else None
+    return [] if missing is None else [f"HF_EXT_KERNELS={choice!r}: {missing}; choose torch"]
+
+
+def _kernels() -> dict:
     return {
-        "norms, rotary, gates, experts, loss": f"{known} (HF_EXT_KERNELS)",
+        "norms, rotary, gates, experts, loss": f"{os.environ.get('HF_EXT_KERNELS', 'torch')} (HF_EXT_KERNELS)",
         "triton": triton_missing() or "could be taken",
         **{name: backend.missing() or "could be taken" for name, backend in BACKENDS.items()},
         "use_liger_kernel": "could be taken" if _version("liger-kernel") else "liger-kernel is not installed",

@@ -1,5 +1,7 @@
 """`hf-ext export`: a model in the form of another engine, compared with torch before it is there."""
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -48,10 +50,20 @@ def export(
     """Write a model for another engine. What is written computes what torch does, or isn't there."""
 
     def do() -> None:
-        from hf_ext.export import ExportOptions, export_model
         from hf_ext.export.gguf import TYPES
-        from hf_ext.export.targets import TARGETS
+        from hf_ext.export.gguf import main as write_gguf
         from hf_ext.hub.model_source import find_model
+
+        if to == GGUF and not targets:
+            for name, value in {"calibration": calibration, "task": task, "tolerance": tolerance}.items():
+                if value is not None:
+                    raise ValueError(f"--{name} {value}: has no effect with --to gguf; leave it out")
+            write_gguf(
+                [*_both(model, out, lambda name: find_model(name, revision).folder), "--type", quantize or "f16"]
+            )
+            return
+        from hf_ext.export import ExportOptions, export_model
+        from hf_ext.export.targets import TARGETS
         from hf_ext.models.configuration_choices import check_choice
 
         if targets:
@@ -60,22 +72,20 @@ def export(
                 typer.echo(f"{name}: {target.summary}{bits}")
             typer.echo(f"{GGUF}: one file for llama.cpp; --quantize {', '.join(TYPES)}")
             return
-        if model is None or out is None:
-            raise ValueError("hf-ext export: needs the model and what to write; see --help")
         check_choice("--to", to, (*TARGETS, GGUF))
-        if to == GGUF:
-            for name, value in {"calibration": calibration, "task": task, "tolerance": tolerance}.items():
-                if value is not None:
-                    raise ValueError(f"--{name} {value}: has no effect with --to gguf; leave it out")
-            from hf_ext.export.gguf import main as write_gguf
-
-            write_gguf([str(find_model(model, revision).folder), out, "--type", quantize or "f16"])
-            return
         options = ExportOptions(
             quantize=quantize, calibration=calibration, task=task, tolerance=tolerance, greedy_tokens=greedy_tokens
         )
         options.check(to)  # before anything is fetched
-        made = export_model(find_model(model, revision).folder, to, out, options=options)
+        folder, path = _both(model, out, lambda name: find_model(name, revision).folder)
+        made = export_model(folder, to, path, options=options)
         typer.echo(f"{made.folder}: {made.task}, {made.num_bytes:,} bytes, compared with torch")
 
     work(do)
+
+
+def _both(model: str | None, out: str | None, find: Callable[[str], Path]) -> tuple[str, str]:
+    """The model's folder and what is to be written; ValueError where one isn't said."""
+    if model is None or out is None:
+        raise ValueError("hf-ext export: needs the model and what to write; see --help")
+    return str(find(model)), out

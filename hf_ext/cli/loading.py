@@ -67,7 +67,6 @@ def load_model(
     from safetensors import SafetensorError
     from transformers.utils import logging
 
-    from hf_ext.hub.model_source import find_model
     from hf_ext.quantization.saving import DESCRIPTION, load_quantized
 
     logging.disable_progress_bar()
@@ -79,8 +78,6 @@ def load_model(
     if attn_implementation is not None:
         options["attn_implementation"] = attn_implementation
     adapter = source.folder / "adapter_config.json"
-    if base is not None and not adapter.is_file():
-        raise ValueError(f"--base {base}: has no effect, {source.folder} holds no adapter; leave it out")
     if (source.folder / DESCRIPTION).is_file():
         if options:
             name = next(iter(options))
@@ -94,7 +91,7 @@ def load_model(
             )
         from peft import PeftModel
 
-        beneath = find_model(base, trust_remote_code=False)
+        beneath = whole_model(source, base)
         model = auto_class.from_pretrained(beneath.folder, **beneath.weight_options, **options)
         model = PeftModel.from_pretrained(model, source.folder, use_safetensors=True)
     else:
@@ -105,6 +102,21 @@ def load_model(
         except SafetensorError as error:
             raise ValueError(f"{source.folder}: its weights can't be read ({error}); save the model again") from error
     return model.to(_device(device)).eval()
+
+
+def whole_model(source, base: str | None):
+    """The source of the model itself: of an adapter what the user named, else what was named in the first place.
+
+    Raises:
+        ValueError: a base for what is no adapter.
+    """
+    if base is None:
+        return source
+    from hf_ext.hub.model_source import find_model
+
+    if not (source.folder / "adapter_config.json").is_file():
+        raise ValueError(f"--base {base}: has no effect, {source.folder} holds no adapter; leave it out")
+    return find_model(base)
 
 
 def _device(asked: str | None):

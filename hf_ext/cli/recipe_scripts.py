@@ -10,7 +10,7 @@ from pathlib import Path
 INSTALLED = Path(sysconfig.get_path("data"), "share", "hf_ext", "recipes")
 CHECKOUT = Path(__file__).parents[2] / "recipes"
 # the first lines of a recipe that comes with hf_ext say how to start it
-_NAMED = re.compile(r"^#.*\brecipes/(?P<task>\w+)/(?P<script>\w+)\.py\b", re.MULTILINE)
+_NAMED = re.compile(r"^#.*\brecipes/(?P<task>\w+)/(?P<script>\w+)\.py\b(?P<rest>.*)$", re.MULTILINE)
 _HEAD_CHARACTERS = 4000
 
 
@@ -77,10 +77,15 @@ def find_script(words: list[str]) -> tuple[Path, list[str]]:
 
 
 def _named_in(recipe: Path, known: dict[str, Path]) -> str | None:
+    """The task of the comment that names the recipe itself, or the only one that is named: a head may name others, such as
+    the recipe of a teacher."""
     with recipe.open(encoding="utf-8", errors="replace") as file:
         head = file.read(_HEAD_CHARACTERS)
+    found = []
     for match in _NAMED.finditer(head):
         task = match["task"] if match["script"] == "train" else f"{match['task']}/{match['script']}"
         if task in known:
-            return task
-    return None
+            if Path(match["rest"].strip().split(" ")[0]).name == recipe.name:
+                return task
+            found.append(task)
+    return found[0] if len(set(found)) == 1 else None

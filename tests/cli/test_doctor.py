@@ -20,18 +20,21 @@ def test_what_is_installed_and_computed(capsys):
         assert found["processors"]["accelerator"].startswith("none")
 
 
-def test_the_page_says_the_same(capsys, monkeypatch):
-    monkeypatch.setenv("HF_EXT_KERNELS", "cuda")
+def test_the_page_says_the_same(capsys):
     done = hf_ext_command(capsys, "doctor")
     assert done.code == 0
-    for part in (
-        f"torch {torch.__version__}",
-        "Attention: sdpa",
-        "hfx_ulysses",
-        "cuda: none of torch, triton",
-        "no problem found",
-    ):
+    for part in (f"torch {torch.__version__}", "Attention: sdpa", "hfx_ulysses", "no problem found"):
         assert part in done.out
+
+
+def test_kernels_that_cannot_be_taken_are_a_problem(capsys, monkeypatch):
+    monkeypatch.setenv("HF_EXT_KERNELS", "cuda")
+    done = hf_ext_command(capsys, "doctor")
+    assert done.code == 1
+    assert "problem: HF_EXT_KERNELS='cuda': must be one of torch, triton" in done.out
+    monkeypatch.setenv("HF_EXT_KERNELS", "triton")
+    monkeypatch.setattr(examination, "triton_missing", lambda: "no CUDA device here")
+    assert "problem: HF_EXT_KERNELS='triton': no CUDA device here; choose torch" in hf_ext_command(capsys, "doctor").out
 
 
 def test_what_is_missing_or_old_is_a_problem(capsys, monkeypatch):

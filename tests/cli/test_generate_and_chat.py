@@ -101,7 +101,7 @@ def test_what_cannot_be_meant(folder, tmp_path, capsys):
     assert "holds no model" in hf_ext_command(capsys, "generate", tmp_path, "x").line
 
 
-def test_a_pattern_that_backtracks_without_end_is_told_in_one_line(folder, tmp_path, capsys, capfd):
+def test_a_pattern_that_backtracks_without_end_is_told_in_one_line(folder, tmp_path, capsys):
     """Its engine gives up after a number of steps: the kind of CVE-2024-12720, in a tokenizer.json."""
     import shutil
 
@@ -121,14 +121,21 @@ def test_a_pattern_that_backtracks_without_end_is_told_in_one_line(folder, tmp_p
 
 
 def test_a_conversation_is_read_as_a_whole(folder, capsys, monkeypatch):
-    monkeypatch.setattr("sys.stdin", io.StringIO("hello\n\nagain\n/new\nhello\n/exit\nnot read\n"))
-    done = hf_ext_command(capsys, "chat", folder, "--max_new_tokens", "4", "--system", "be short")
-    assert done.code == 0
-    first = "system: be short\nuser: hello\n"
+    monkeypatch.setattr("sys.stdin", io.StringIO("hi\n\nno\n/new\nhi\n/exit\nnot read\n"))
+    done = hf_ext_command(capsys, "chat", folder, "--max_new_tokens", "4")
+    assert done.code == 0, done.err
+    first = "user: hi\n"
     answer = written(folder, f"{first}assistant:", max_new_tokens=4, do_sample=False)
-    second = f"{first}assistant: {answer.strip()}\nuser: again\nassistant:"
+    second = f"{first}assistant: {answer.strip()}\nuser: no\nassistant:"
     expected = [answer, written(folder, second, max_new_tokens=4, do_sample=False), answer]
     assert done.out == "".join(text + "\n" for text in expected)
+
+
+def test_a_system_turn_comes_first(folder, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO("hi\n/new\nhi\n"))
+    done = hf_ext_command(capsys, "chat", folder, "--max_new_tokens", "4", "--system", "short")
+    answer = written(folder, "system: short\nuser: hi\nassistant:", max_new_tokens=4, do_sample=False)
+    assert done.out == 2 * f"{answer}\n"
 
 
 def test_no_template_no_chat(folder, tmp_path, capsys):
