@@ -77,15 +77,21 @@ def find_script(words: list[str]) -> tuple[Path, list[str]]:
 
 
 def _named_in(recipe: Path, known: dict[str, Path]) -> str | None:
-    """The task of the comment that names the recipe itself, or the only one that is named: a head may name others, such as
-    the recipe of a teacher."""
+    """The task that the recipe's head names. Where it names several, as that of a teacher too: the one of the folder that the
+    recipe lies in, else the one beside the recipe's own name; None where neither is one alone."""
     with recipe.open(encoding="utf-8", errors="replace") as file:
         head = file.read(_HEAD_CHARACTERS)
-    found = []
+    named = []
     for match in _NAMED.finditer(head):
         task = match["task"] if match["script"] == "train" else f"{match['task']}/{match['script']}"
         if task in known:
-            if Path(match["rest"].strip().split(" ")[0]).name == recipe.name:
-                return task
-            found.append(task)
-    return found[0] if len(set(found)) == 1 else None
+            named.append((task, Path(match["rest"].strip().split(" ")[0]).name))
+    folder = recipe.resolve().parent.name
+    for chosen in (
+        {task for task, _ in named},
+        {task for task, _ in named if task.split("/")[0] == folder},
+        {task for task, name in named if name == recipe.name},
+    ):
+        if len(chosen) == 1:
+            return chosen.pop()
+    return None

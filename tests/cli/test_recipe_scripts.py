@@ -59,6 +59,16 @@ def test_a_recipe_runs_no_code_that_lies_beside_it(tmp_path):
         find_script([str(recipe)])
 
 
+def test_a_head_that_names_another_recipe_too(tmp_path):
+    recipe = tmp_path / "mine.yaml"
+    head = "# first: recipes/pretraining/train.py base.yaml\n#   python recipes/translation/train.py mine.yaml\nmodel: {}\n"
+    recipe.write_text(head)
+    assert find_script([str(recipe)])[0] == RECIPES / "translation" / "train.py"
+    recipe.write_text(head.replace("mine.yaml", "another.yaml"))
+    with pytest.raises(ValueError, match="doesn't say"):
+        find_script([str(recipe)])
+
+
 def test_what_there_is_not(tmp_path):
     with pytest.raises(ValueError, match=r"no.yaml: no such recipe"):
         find_script(["no.yaml"])
