@@ -77,8 +77,8 @@ def find_script(words: list[str]) -> tuple[Path, list[str]]:
 
 
 def _named_in(recipe: Path, known: dict[str, Path]) -> str | None:
-    """The task that the recipe's head names. Where it names several, as that of a teacher too: the one of the folder that the
-    recipe lies in, else the one beside the recipe's own name; None where neither is one alone."""
+    """The task that the recipe's head names. Where it names several, as that of a teacher too: the one of the folder that
+    the recipe lies in, else the one beside the recipe's own name; None where neither is one alone."""
     with recipe.open(encoding="utf-8", errors="replace") as file:
         head = file.read(_HEAD_CHARACTERS)
     named = []
