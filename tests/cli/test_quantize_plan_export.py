@@ -64,6 +64,7 @@ def test_export_lists_its_targets_and_refuses_others(folder, tmp_path, capsys):
     listed = hf_ext_command(capsys, "export", "--targets").out
     assert [line.split(":")[0] for line in listed.splitlines()] == [*TARGETS, "gguf"]
     assert "did you mean 'onnx'" in hf_ext_command(capsys, "export", folder, tmp_path / "x", "--to", "onxx").line
+    assert "needs the model" in hf_ext_command(capsys, "export", folder, tmp_path / "x").line
     done = hf_ext_command(capsys, "export", folder, tmp_path / "x.gguf", "--to", "gguf", "--task", "text-generation")
     assert "--task text-generation: has no effect with --to gguf" in done.line
 
@@ -83,3 +84,7 @@ def test_export_writes_what_computes_the_same(folder, tmp_path, capsys):
     assert done.code == 0, done.err
     assert list((tmp_path / "onnx").glob("*.onnx"))
     assert hf_ext_command(capsys, "export", folder, tmp_path / "onnx", "--to", "onnx").code == 2  # it is there
+    done = hf_ext_command(capsys, "export", "--verify", tmp_path / "onnx")
+    assert (done.code, "verified" in done.out) == (0, True)
+    done = hf_ext_command(capsys, "export", "--verify", tmp_path / "onnx", "--task", "text-generation")
+    assert (done.code, "--verify checks what is there" in done.line) == (2, True)
