@@ -138,7 +138,7 @@ def _check_model(folder: Path, present: set[str]) -> None:
             if hasattr(config, "validate_architecture"):
                 config.validate_architecture()
         except (ValueError, TypeError, StrictDataclassError) as error:
-            raise ValueError(f"config.json: {_first_line(error)}") from None
+            raise ValueError(f"config.json: {_first_line(error).removeprefix('config.json: ')}") from None
     elif "model_type" in values and "AutoConfig" not in values.get("auto_map", {}):
         raise ValueError(
             f"config.json: model_type {model_type!r} is no architecture that is registered here, and no auto_map names its "
