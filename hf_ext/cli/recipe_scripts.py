@@ -2,12 +2,11 @@
 
 import difflib
 import re
-import sysconfig
+from importlib.metadata import distribution
 from pathlib import Path
 
 
-# scripts of recipes/, which is installed there; in a checkout it lies beside the package
-INSTALLED = Path(sysconfig.get_path("data"), "share", "hf_ext", "recipes")
+# in a checkout recipes/ lies beside the package
 CHECKOUT = Path(__file__).parents[2] / "recipes"
 # the first lines of a recipe that comes with hf_ext say how to start it
 _NAMED = re.compile(r"^#.*\brecipes/(?P<task>\w+)/(?P<script>\w+)\.py\b(?P<rest>.*)$", re.MULTILINE)
@@ -20,10 +19,19 @@ def recipes_folder() -> Path:
     Raises:
         ValueError: neither of the places has it.
     """
-    for folder in (CHECKOUT, INSTALLED):
-        if (folder / "pretraining" / "train.py").is_file():
-            return folder
+    if (CHECKOUT / "pretraining" / "train.py").is_file():
+        return CHECKOUT
+    if (installed := installed_folder()) is not None:
+        return installed
     raise ValueError("train: hf_ext was installed without its recipes; install it from its wheel, or run a checkout's")
+
+
+def installed_folder() -> Path | None:
+    """Where pip put the recipes, share/hf_ext/recipes of an environment, a --prefix or a --user; None where it didn't."""
+    for file in distribution("hf-ext").files or ():
+        if file.as_posix().endswith("share/hf_ext/recipes/pretraining/train.py"):
+            return Path(file.locate()).resolve().parents[1]
+    return None
 
 
 def scripts(folder: Path) -> dict[str, Path]:

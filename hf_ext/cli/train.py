@@ -36,9 +36,16 @@ def train(context: typer.Context) -> None:
     words = list(context.args)
     if not words or words in (["--help"], ["-h"]):
         typer.echo(context.get_help())
-        typer.echo(f"\nTasks: {', '.join(scripts(recipes_folder()))}")
+        typer.echo(f"\nTasks: {_tasks()}")
         return
     work(lambda: run_script(words))
+
+
+def _tasks() -> str:
+    try:
+        return ", ".join(scripts(recipes_folder()))
+    except ValueError as error:
+        return str(error)
 
 
 def run_script(words: list[str]) -> None:

@@ -4,7 +4,10 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from importlib.metadata import PackagePath
 from pathlib import Path
+from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 from cli.command_line import hf_ext_command
@@ -78,17 +81,25 @@ def test_what_there_is_not(tmp_path):
         find_script(["pretrain", "x.yaml"])
 
 
-def test_the_recipes_of_an_installation(tmp_path, monkeypatch):
-    installed = tmp_path / "share" / "recipes"
+def test_the_recipes_of_an_installation(tmp_path, monkeypatch, capsys):
+    class Installed:
+        files: ClassVar[list] = []
+
+    installed = tmp_path / "share" / "hf_ext" / "recipes"
     for name in ("pretraining", "translation"):
         (installed / name).mkdir(parents=True)
         (installed / name / "train.py").write_text("")
     monkeypatch.setattr(recipe_scripts, "CHECKOUT", tmp_path / "none")
-    monkeypatch.setattr(recipe_scripts, "INSTALLED", installed)
-    assert set(scripts(recipe_scripts.recipes_folder())) == {"pretraining", "translation"}
-    monkeypatch.setattr(recipe_scripts, "INSTALLED", tmp_path / "none")
+    monkeypatch.setattr(recipe_scripts, "distribution", lambda name: Installed)
     with pytest.raises(ValueError, match="without its recipes"):
         recipe_scripts.recipes_folder()
+    done = hf_ext_command(capsys, "train", "--help")
+    assert (done.code, "Tasks: train: hf_ext was installed without its recipes" in done.out) == (0, True)
+    file = PackagePath("../../share/hf_ext/recipes/pretraining/train.py")
+    file.dist = SimpleNamespace(locate_file=lambda path: tmp_path / "lib" / "site-packages" / path)
+    (tmp_path / "lib" / "site-packages").mkdir(parents=True)
+    Installed.files = [PackagePath("hf_ext/__init__.py"), file]
+    assert set(scripts(recipe_scripts.recipes_folder())) == {"pretraining", "translation"}
 
 
 @pytest.mark.parametrize(
