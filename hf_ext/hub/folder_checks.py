@@ -16,6 +16,7 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from transformers import CONFIG_MAPPING, GenerationConfig
 
+from hf_ext.hub.card_text import check_card_text
 from hf_ext.hub.defined_names import defined_names
 from hf_ext.hub.file_names import PICKLES, check_name, check_no_pickle, pickles_among
 
@@ -223,7 +224,12 @@ def _check_card(folder: Path, present: set[str], repo_type: str) -> None:
     """The metadata is valid YAML and a valid model-index, and the pictures that are shown are there."""
     card_class = ModelCard if repo_type == "model" else DatasetCard
     try:
-        card = card_class((folder / "README.md").read_text(encoding="utf-8"))
+        text = (folder / "README.md").read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"README.md: is no text ({_first_line(error)})") from None
+    check_card_text(text)
+    try:
+        card = card_class(text)
     except (ValueError, TypeError, KeyError, yaml.YAMLError, RecursionError) as error:
         raise ValueError(f"README.md: its metadata isn't valid ({_first_line(error)})") from None
     for shown in IMAGES_OF_A_CARD.findall(card.text):

@@ -8,6 +8,7 @@ from huggingface_hub import EvalResult, ModelCard
 from transformers import PreTrainedModel
 
 from hf_ext.hub import RunFacts, model_card
+from hf_ext.hub.card_text import check_card_text
 from hf_ext.tasks.run import Run
 from hf_ext.training.recipe_yaml import read_yaml
 
@@ -73,9 +74,10 @@ def refresh_card(
     Raises:
         ValueError: no card, or one without valid metadata.
     """
-    path = folder / "README.md"
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    check_card_text(text)
     try:
-        card = ModelCard(path.read_text(encoding="utf-8"))
+        card = ModelCard(text)
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise ValueError(f"README.md: its metadata isn't valid ({' '.join(str(error).split())}); mend it") from None
     results = _read(folder, "all_results.json") if (folder / "all_results.json").is_file() else {}

@@ -1,6 +1,7 @@
 """What the libraries do with malicious files, where hf_ext leans on it: a version that changes this turns a test red."""
 
 import json
+from pathlib import Path
 
 import pytest
 import safetensors
@@ -8,6 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from hf_ext import HfxDecoderConfig
 from hf_ext.data import RowArguments, load_rows
+from hf_ext.hub.card_text import check_card_text
 from hf_ext.hub.folder_checks import check_folder
 
 
@@ -99,6 +101,7 @@ CARDS = {
     "an object": "model_name: !!python/object/apply:os.system ['touch ran']",
     "levels without end": "tags: " + "[" * 3000,
     "a number of 5,000 digits": "tags: " + "9" * 5000,
+    "an alias": "a: &a [x]\ntags: *a",
 }
 
 
@@ -110,3 +113,25 @@ def test_a_cards_metadata_makes_no_objects(name, tmp_path, monkeypatch):
         check_folder(tmp_path, ["README.md"])
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<script>fetch('https://example.com')</script>",
+        "< SCRIPT src=x>",
+        "<iframe src='https://example.com'></iframe>",
+        "<img src=x onerror=alert(1)>",
+        "[more](javascript:alert(1))",
+        "<form action='https://example.com'>",
+    ],
+)
+def test_a_card_that_a_page_would_run_is_refused(text):
+    with pytest.raises(ValueError, match=r"README.md: holds .* which a page may run"):
+        check_card_text(f"---\nlicense: mit\n---\n\n{text}\n")
+    check_card_text(f"---\nlicense: mit\n---\n\n```html\n{text}\n```\n\nand `{text}`\n")
+
+
+def test_the_cards_that_come_along_pass():
+    for path in (Path(__file__).parents[2] / "model_cards").glob("*.md"):
+        check_card_text(path.read_text(encoding="utf-8"))
