@@ -190,11 +190,11 @@ def main(argv: list[str]) -> None:
     arguments = parser.parse_args(argv)
     if not (Path(arguments.folder) / "config.json").is_file():
         raise ValueError(f"folder={arguments.folder!r}: holds no model (no config.json); name a saved decoder's")
-    config = AutoConfig.from_pretrained(arguments.folder)
+    config = AutoConfig.from_pretrained(arguments.folder, trust_remote_code=False)
     if not isinstance(config, HfxDecoderConfig):
         raise ValueError(f"model_type={config.model_type!r}: can't be written as GGUF; give a folder of an hfx_decoder")
     model = HfxDecoderForCausalLM.from_pretrained(arguments.folder)
-    tokenizer = AutoTokenizer.from_pretrained(arguments.folder)
+    tokenizer = AutoTokenizer.from_pretrained(arguments.folder, trust_remote_code=False)
     export_gguf(model, arguments.path, tokenizer, type=arguments.type)
     print(f"{arguments.path}: {Path(arguments.path).stat().st_size / 2**20:.1f} MB, {choose_architecture(config)}")
 

@@ -16,6 +16,7 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from transformers import CONFIG_MAPPING, GenerationConfig
 
+from hf_ext.hub.card_text import check_card_text
 from hf_ext.hub.defined_names import defined_names
 from hf_ext.hub.file_names import PICKLES, check_name, check_no_pickle, pickles_among
 
@@ -81,7 +82,7 @@ def _check_is_file_inside(folder: Path, name: str) -> None:
 def _json(folder: Path, name: str) -> dict | list:
     try:
         return json.loads((folder / name).read_text(encoding="utf-8"))
-    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are
+    except (ValueError, RecursionError) as error:  # JSONDecodeError and UnicodeDecodeError are the first
         raise ValueError(f"{name}: is no JSON ({_first_line(error)}); write it again") from None
 
 
@@ -138,7 +139,7 @@ def _check_model(folder: Path, present: set[str]) -> None:
             if hasattr(config, "validate_architecture"):
                 config.validate_architecture()
         except (ValueError, TypeError, StrictDataclassError) as error:
-            raise ValueError(f"config.json: {_first_line(error)}") from None
+            raise ValueError(f"config.json: {_first_line(error).removeprefix('config.json: ')}") from None
     elif "model_type" in values and "AutoConfig" not in values.get("auto_map", {}):
         raise ValueError(
             f"config.json: model_type {model_type!r} is no architecture that is registered here, and no auto_map names its "
@@ -223,8 +224,13 @@ def _check_card(folder: Path, present: set[str], repo_type: str) -> None:
     """The metadata is valid YAML and a valid model-index, and the pictures that are shown are there."""
     card_class = ModelCard if repo_type == "model" else DatasetCard
     try:
-        card = card_class((folder / "README.md").read_text(encoding="utf-8"))
-    except (ValueError, TypeError, KeyError, yaml.YAMLError) as error:
+        text = (folder / "README.md").read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"README.md: is no text ({_first_line(error)})") from None
+    check_card_text(text)
+    try:
+        card = card_class(text)
+    except (ValueError, TypeError, KeyError, yaml.YAMLError, RecursionError) as error:
         raise ValueError(f"README.md: its metadata isn't valid ({_first_line(error)})") from None
     for shown in IMAGES_OF_A_CARD.findall(card.text):
         if "://" not in shown and shown.removeprefix("./") not in present:

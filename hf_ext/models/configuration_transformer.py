@@ -10,6 +10,7 @@ from hf_ext.layers.blocks import BLOCKS
 from hf_ext.layers.feed_forward import ACTIVATIONS, FEED_FORWARDS
 from hf_ext.layers.norms import NORMS
 from hf_ext.layers.rope import check_axial
+from hf_ext.models.code_by_name import check_names_no_code
 from hf_ext.models.configuration_checks import (
     LATENT_FIELDS,
     LAYER_TYPES,
@@ -22,6 +23,7 @@ from hf_ext.models.configuration_checks import (
     check_zero_init,
 )
 from hf_ext.models.configuration_choices import check_choice
+from hf_ext.models.configuration_limits import check_saved_sizes
 from hf_ext.models.parallel_plans import expert_parallel_plan, tensor_parallel_plan
 from hf_ext.models.saved_code import code_beside, is_of_these_sources, saving_code
 from hf_ext.ops.rotary import check_rope_parameters
@@ -189,6 +191,14 @@ class HfxTransformerConfig(PretrainedConfig):
                     check_rope_parameters(rope_parameters, self.rotary_dim, self.max_position_embeddings)
                     if self.rope_grid_width is not None:
                         check_axial(self.rotary_dim, self.rope_grid_width, rope_parameters)
+
+    @classmethod
+    def from_dict(cls, config_dict, **kwargs):
+        """As transformers', which every load of a config.json goes through; absurd sizes, and names of code, are refused."""
+        defaults = {name: field.default for name, field in cls.__dataclass_fields__.items()}
+        check_saved_sizes(config_dict, defaults=defaults)
+        check_names_no_code(config_dict, "config.json")
+        return super().from_dict(config_dict, **kwargs)
 
     def save_pretrained(
         self,

@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import json
+from collections.abc import Sequence
 
 import torch
 from transformers import AutoTokenizer
@@ -28,25 +29,49 @@ def main(argv: list[str]) -> None:
     elif arguments.command == "compare":
         print(table(compare(arguments.folders, arguments.texts)))
     else:
-        quantize_folder(arguments)
+        quantize_folder(
+            arguments.folder,
+            arguments.out,
+            arguments.method,
+            calibration=arguments.calibration,
+            exclude=arguments.exclude,
+            group_size=arguments.group_size,
+            observer=arguments.observer,
+        )
 
 
-def quantize_folder(arguments: argparse.Namespace) -> None:
-    """From a saved model to a quantized one."""
-    find_method(arguments.method)  # refused before anything is loaded
-    check_new_folder(arguments.out)
-    options = {name: getattr(arguments, name) for name in ("group_size", "observer") if getattr(arguments, name)}
-    rows = None if arguments.calibration is None else read_rows(arguments.calibration)
-    model = load_saved(arguments.folder)
-    tokenizer = AutoTokenizer.from_pretrained(arguments.folder)
+def quantize_folder(
+    folder: str,
+    out: str,
+    method: str,
+    *,
+    calibration: str | None = None,
+    exclude: Sequence[str] = (),
+    group_size: int | None = None,
+    observer: str | None = None,
+) -> None:
+    """From a saved model to a quantized one; prints one line.
+
+    Args:
+        calibration: file of texts, for methods with calibrated inputs. Others: of `quantize`.
+
+    Raises:
+        ValueError: before anything is loaded: an unknown method, a folder that is there already.
+    """
+    find_method(method)
+    check_new_folder(out)
+    options = {name: value for name, value in (("group_size", group_size), ("observer", observer)) if value is not None}
+    rows = None if calibration is None else read_rows(calibration)
+    model = load_saved(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     batches = None
     if rows is not None:
         parts = [rows[start : start + CALIBRATION_BATCH] for start in range(0, len(rows), CALIBRATION_BATCH)]
         batches = [make_batch(model, tokenizer, part) for part in parts]
-    quantize(model, arguments.method, calibration=batches, exclude=arguments.exclude, **options)
-    save_quantized(model, arguments.out, tokenizer)
+    quantize(model, method, calibration=batches, exclude=exclude, **options)
+    save_quantized(model, out, tokenizer)
     layers = len(model.quantized_with["layers"])
-    print(f"{arguments.out}: {layers} layers in {METHODS[arguments.method].summary}")
+    print(f"{out}: {layers} layers in {METHODS[method].summary}")
 
 
 def parse(argv: list[str]) -> argparse.Namespace:

@@ -66,7 +66,7 @@ def load_saved(folder: str | Path) -> PreTrainedModel:
         raise ValueError(f"folder={str(folder)!r}: holds no model (no config.json); name the folder of a saved one")
     if (folder / DESCRIPTION).is_file():
         return load_quantized(folder)
-    return model_class_of(AutoConfig.from_pretrained(folder)).from_pretrained(folder).eval()
+    return model_class_of(AutoConfig.from_pretrained(folder, trust_remote_code=False)).from_pretrained(folder).eval()
 
 
 def read_rows(path: str | Path) -> list[dict]:
@@ -187,7 +187,7 @@ def measure(folder: str, texts: str, results: str) -> Measured:
     rows = read_rows(texts)
     before = _memory("VmRSS")
     model = load_saved(folder)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     batch = make_batch(model, tokenizer, rows)
     logits, metric = predictions(model, batch)
     written = greedy_tokens(model, tokenizer, rows)

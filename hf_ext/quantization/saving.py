@@ -99,7 +99,7 @@ def load_quantized(folder: str | Path) -> PreTrainedModel:
         )
     made = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
     method = find_method(made["method"], to_load=True)
-    config = AutoConfig.from_pretrained(folder)
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     model = model_class_of(config)._from_config(config, dtype=config.dtype).eval()
     method.prepare(model, made["layers"], made["options"])
     with safe_open(folder / WEIGHTS, framework="pt") as file:

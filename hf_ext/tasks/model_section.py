@@ -13,13 +13,19 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from hf_ext.hub.untrusted_folder import check_loadable
+from hf_ext.models.code_by_name import check_names_no_code
 from hf_ext.models.configuration_choices import check_known
+from hf_ext.models.configuration_limits import check_saved_sizes
 
 
 # keys of the section that are no fields of a configuration
 _LOADING = ("path", "revision", "new_head", "dtype", "attn_implementation")
 # ends of the names of classes with a head for labels
 _LABELLED = ("ForSequenceClassification", "ForTokenClassification", "ForMultipleChoice", "ForQuestionAnswering")
+# nothing of what a recipe names is run or unpickled, and nobody is asked whether it may be
+_NO_CODE = {"trust_remote_code": False}
+_PLAIN_WEIGHTS = {**_NO_CODE, "use_safetensors": True}
 _FROM_TOKENIZER = ("pad_token_id", "bos_token_id", "eos_token_id")
 
 
@@ -55,14 +61,17 @@ class ModelSection:
         """
         if self.path is not None:
             try:
-                config = AutoConfig.from_pretrained(self.path, revision=self.revision)
+                config = AutoConfig.from_pretrained(self.path, revision=self.revision, **_NO_CODE)
+                check_names_no_code({"attn_implementation": config._attn_implementation}, f"model.path={self.path!r}")
             except OSError as error:  # no such folder, no such model, no network
                 raise ValueError(_missing(self.path)) from error
             known = config.to_dict()
+            check_saved_sizes(self.fields, "model")
             check_known("model", self.fields, [name for name in known if name not in ("model_type", "vocab_size")])
             # built anew, so that a changed field is checked
             return type(config).from_dict({**known, **self.fields, **head})
         fields = dict(self.fields)
+        check_saved_sizes(fields, "model")
         model_type = fields.pop("model_type", "hfx_decoder")
         try:
             config_class = type(AutoConfig.for_model(model_type))
@@ -95,11 +104,15 @@ class ModelSection:
             return auto_class.from_config(config, **self.loading)
         if self._leaves_head(auto_class._model_mapping[type(config)], config):
             model = auto_class.from_config(config, **self.loading)
-            body = AutoModel.from_pretrained(self.path, revision=self.revision, config=config, **self.loading)
+            body = AutoModel.from_pretrained(
+                self.path, revision=self.revision, config=config, **_PLAIN_WEIGHTS, **self.loading
+            )
             # a body alone may have a pooler that the head's has not
             model.base_model.load_state_dict(body.state_dict(), strict=False)
         else:
-            model = auto_class.from_pretrained(self.path, revision=self.revision, config=config, **self.loading)
+            model = auto_class.from_pretrained(
+                self.path, revision=self.revision, config=config, **_PLAIN_WEIGHTS, **self.loading
+            )
         num_embeddings = model.get_input_embeddings().num_embeddings
         if tokenizer.vocab_size > num_embeddings:
             raise ValueError(
@@ -117,7 +130,7 @@ class ModelSection:
         Raises:
             ValueError: its head is for other labels.
         """
-        saved = AutoConfig.from_pretrained(self.path, revision=self.revision)
+        saved = AutoConfig.from_pretrained(self.path, revision=self.revision, **_NO_CODE)
         trained = (saved.architectures or [""])[0]
         if self.new_head or not trained.endswith(_LABELLED):
             return self.new_head
@@ -168,6 +181,8 @@ def read_model_section(section: dict) -> ModelSection:
         raise ValueError(
             f"model.path={str(path)!r}: holds no model (no config.json); name the folder of a finished run"
         )
+    if path is not None and Path(path).is_dir():
+        check_loadable(Path(path))
     dtype = loading.get("dtype", "float32")
     if not isinstance(getattr(torch, str(dtype), None), torch.dtype):
         raise ValueError(f"model.dtype={dtype!r}: must be a torch dtype such as float32 or bfloat16")

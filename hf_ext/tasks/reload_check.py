@@ -120,15 +120,17 @@ def differences(here: dict, there: dict) -> str:
 
 def load(folder: str):
     """The model in a folder; where there is an adapter alone, with it in the weights that it was trained beside."""
-    config = AutoConfig.from_pretrained(folder)
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     auto_class = auto_class_of(config)
     adapter = Path(folder) / "adapter_config.json"
     if not adapter.is_file():
-        return auto_class.from_pretrained(folder)
+        return auto_class.from_pretrained(folder, trust_remote_code=False)
     from peft import PeftModel
 
     base = json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"]
-    return PeftModel.from_pretrained(auto_class.from_pretrained(base, config=config), folder).get_base_model()
+    return PeftModel.from_pretrained(
+        auto_class.from_pretrained(base, config=config, trust_remote_code=False), folder
+    ).get_base_model()
 
 
 def main() -> None:
@@ -137,7 +139,7 @@ def main() -> None:
     parser.add_argument("--prompt", required=True)
     arguments = parser.parse_args()
     model = load(arguments.folder)
-    tokenizer = AutoTokenizer.from_pretrained(arguments.folder)
+    tokenizer = AutoTokenizer.from_pretrained(arguments.folder, trust_remote_code=False)
     print(json.dumps(probe(model, tokenizer, arguments.prompt)))
 
 

@@ -66,9 +66,9 @@ def get_tokenizer(
         special_tokens: what a new one has besides; arguments of `train_tokenizer`.
     """
     if checkpoint is not None:
-        return AutoTokenizer.from_pretrained(checkpoint)
+        return AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=False)
     if arguments.path or model_path:
-        return AutoTokenizer.from_pretrained(arguments.path or model_path)
+        return AutoTokenizer.from_pretrained(arguments.path or model_path, trust_remote_code=False)
     return train_tokenizer(
         islice(texts, arguments.max_documents),
         kind=arguments.kind or TOKENIZER_KINDS[0],

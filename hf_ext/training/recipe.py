@@ -23,10 +23,7 @@ from tqdm import tqdm
 
 from hf_ext.training.checkpoints.fingerprint_groups import CHANGEABLE
 from hf_ext.training.non_finite import NonFiniteError
-
-
-class RecipeError(ValueError):
-    """A recipe or command line that can't be meant; the message is one line."""
+from hf_ext.training.recipe_yaml import RecipeError, check_file_decides_nothing, parse_value, read_yaml
 
 
 @dataclasses.dataclass
@@ -80,6 +77,7 @@ def load_recipe(argv: list[str], sections: Mapping[str, type]) -> Recipe:
         )
     path = Path(paths[0])
     given = read_yaml(path)
+    check_file_decides_nothing(path, given)
     for name in given:
         if name not in sections:
             raise RecipeError(f"{path}: no section {name!r}{_nearest(name, sections)}")
@@ -107,7 +105,7 @@ def load_recipe(argv: list[str], sections: Mapping[str, type]) -> Recipe:
         if raw is None and (hints[name] is None or not _accepts(bool, hints[name][field])):
             raise RecipeError(f"--{key}: needs a value")
         is_text = hints[name] is not None and set(_members(hints[name][field])) <= {str, type(None)}
-        parsed = True if raw is None else _parse(raw, key, is_text=is_text)
+        parsed = True if raw is None else parse_value(raw, key, is_text=is_text)
         if hints[name] is None:
             values[name][field] = parsed
         else:
@@ -136,7 +134,7 @@ def _changes(raw: str | None, hints: dict) -> tuple[str, ...]:
 
 def _whole_section(name: str, raw: str | None, hints: dict) -> dict:
     """A section given as one: it takes the place of the recipe's."""
-    section = None if raw is None else _parse(raw, name)
+    section = None if raw is None else parse_value(raw, name)
     if not isinstance(section, dict):
         given = f"--{name}" if raw is None else f"--{name}={raw!r}"
         raise RecipeError(f"{given}: must be a mapping such as '{{field: value}}'; for a field write --{name}.field")
@@ -149,13 +147,17 @@ def _coerce_section(name: str, section: dict, hints: dict) -> dict:
     return {f: _coerce(value, _field_type(name, f, hints), f"{name}.{f}") for f, value in section.items()}
 
 
-def run_recipe_main(main: Callable[[list[str]], None]) -> None:
+def run_recipe_main(main: Callable[[list[str]], None], words: list[str] | None = None) -> None:
     """Run a script's main; a user's mistake is one line on stderr and exit code 2, a loss that isn't finite code 3.
 
     `--traceback`, or HF_EXT_TRACEBACK=1, shows where it was noticed.
+
+    Args:
+        words: the command line; default this process's.
     """
-    argv = [a for a in sys.argv[1:] if a != "--traceback"]
-    if len(argv) < len(sys.argv) - 1 or os.environ.get("HF_EXT_TRACEBACK") == "1":
+    words = sys.argv[1:] if words is None else words
+    argv = [a for a in words if a != "--traceback"]
+    if len(argv) < len(words) or os.environ.get("HF_EXT_TRACEBACK") == "1":
         return main(argv)
     try:
         main(argv)
@@ -220,51 +222,6 @@ def _is_name(word: str) -> bool:
     return not word.startswith("--") and not word.endswith((".yaml", ".yml"))
 
 
-class _Loader(yaml.SafeLoader):
-    """SafeLoader, but 3e-4 is a number, as in YAML 1.2, and a key stands once: it would take the last without a word."""
-
-    def compose_mapping_node(self, anchor):
-        # here rather than where the mapping is built, since there `<<: *anchor` has been merged in already
-        node = super().compose_mapping_node(anchor)
-        seen = set()
-        for key, _ in node.value:
-            where = f"{key.start_mark.name}: line {key.start_mark.line + 1}"
-            if not isinstance(key, yaml.ScalarNode):
-                raise RecipeError(f"{where}: a list or mapping can't name a field; write a word")
-            if (key.tag, key.value) in seen:
-                raise RecipeError(f"{where}: {key.value!r} stands twice; keep one of them")
-            seen.add((key.tag, key.value))
-        return node
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9][0-9_]*(?:\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
-
-
-def read_yaml(path: Path) -> dict:
-    """A recipe as it is written, section by section; RecipeError where it is none."""
-    if not path.is_file():
-        beside = sorted(p.name for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
-        there = f"; there are {', '.join(beside)}" if beside else ""
-        raise RecipeError(f"{path}: no such recipe{there}")
-    try:
-        with path.open(encoding="utf-8") as file:
-            content = yaml.load(file, Loader=_Loader)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        raise RecipeError(f"{path}: {where}not YAML: {error.problem}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(content, dict):
-        raise RecipeError(f"{path}: must be a mapping of sections, is {type(content).__name__}")
-    for name, section in content.items():
-        if section is not None and not isinstance(section, dict):
-            raise RecipeError(f"{path}: section {name!r} must be a mapping of fields, is {section!r}")
-    return content
-
-
 def _field_types(kind: type) -> dict[str, object] | None:
     """Field -> type; None for a free mapping."""
     if kind is dict:
@@ -311,16 +268,6 @@ def _build(name: str, kind: type, values: dict):
         if field.init and required and field.name not in values:
             raise RecipeError(f"{name}.{field.name}: is missing; give it in the recipe or as --{name}.{field.name}")
     return kind(**values)
-
-
-def _parse(raw: str, key: str, *, is_text: bool = False):
-    """The YAML value that a word is; a field of text alone takes as it is what is none, such as a pattern `[a-z]+`."""
-    try:
-        return yaml.load(raw, Loader=_Loader)
-    except yaml.YAMLError:
-        if is_text:
-            return raw
-        raise RecipeError(f"--{key}: {raw!r} is not a YAML value; quote it") from None
 
 
 def _plain(value):

@@ -36,7 +36,7 @@ def main(argv: list[str]) -> None:
     section = recipe.teacher.section
     teacher_config = section.config()
     distillation.check_student(recipe.model, taught)
-    tokenizer = AutoTokenizer.from_pretrained(section.path, revision=section.revision)
+    tokenizer = AutoTokenizer.from_pretrained(section.path, revision=section.revision, trust_remote_code=False)
     config = (
         run.model_section.config(tokenizer) if recipe.model else distillation.student_config(teacher_config, taught)
     )

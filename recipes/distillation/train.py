@@ -39,7 +39,7 @@ def main(argv: list[str]) -> None:
     distillation.check_classification(asked)
     if not recipe.model:
         distillation.student_config(teacher_config, taught)
-    tokenizer = AutoTokenizer.from_pretrained(section.path, revision=section.revision)
+    tokenizer = AutoTokenizer.from_pretrained(section.path, revision=section.revision, trust_remote_code=False)
     config = run.model_section.config(tokenizer) if recipe.model else teacher_config
 
     rows = load_rows(recipe.data, task.COLUMNS, task.OPTIONAL_COLUMNS)

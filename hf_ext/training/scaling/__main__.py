@@ -3,14 +3,17 @@
 import argparse
 import dataclasses
 import json
+import re
 import sys
 from pathlib import Path
 
 from transformers import AutoConfig, PretrainedConfig
 
 import hf_ext  # noqa: F401  (registers our architectures)
-from hf_ext.models.configuration_choices import check_known
-from hf_ext.training.recipe import read_yaml, run_recipe_main
+from hf_ext.models.configuration_choices import check_known, nearest
+from hf_ext.models.configuration_limits import check_saved_sizes
+from hf_ext.training.recipe import run_recipe_main
+from hf_ext.training.recipe_yaml import read_yaml
 from hf_ext.training.scaling import report
 from hf_ext.training.scaling.compute_optimal import ACCELERATORS, budget, plans, propose_decoder
 from hf_ext.training.scaling.fake_model import HEADS, find_head
@@ -179,6 +182,7 @@ def read_model(path: str) -> tuple[PretrainedConfig, dict]:
             raise ValueError(f"{file}: not JSON: {error}") from None
     else:
         raise ValueError(f"{path}: must be a recipe (.yaml), a config.json, or a folder with one")
+    check_saved_sizes(fields, str(file))
     model_type = fields.pop("model_type", "hfx_decoder")
     try:
         config_class = type(AutoConfig.for_model(model_type))
@@ -261,7 +265,9 @@ class _Parser(argparse.ArgumentParser):
     """Errors are one line, as those of recipes are."""
 
     def error(self, message: str):
-        raise ValueError(f"command line: {message}; see --help")
+        unknown = re.match(r"unrecognized arguments: (--[\w-]+)", message)
+        hint = nearest(unknown[1], list(self._option_string_actions)) if unknown else ""
+        raise ValueError(f"command line: {message}{hint or '; see --help'}")
 
 
 def _count(text: str) -> float:

@@ -8,7 +8,7 @@ from pathlib import Path
 from transformers import AutoConfig
 from transformers.trainer_utils import get_last_checkpoint
 
-from hf_ext.training.recipe import read_yaml
+from hf_ext.training.recipe_yaml import read_yaml
 from hf_ext.training.scaling.parameters import count_parameters
 from hf_ext.training.scaling.scaling_law import Run
 
@@ -83,7 +83,7 @@ def read_run(folder: Path) -> Run:
         raise ValueError(f"{state_path}: no eval_loss in its log; evaluate at the end of the run")
     if not math.isfinite(losses[-1]):
         raise ValueError(f"{state_path}: eval_loss={losses[-1]}: the run failed; leave it out")
-    parameters = count_parameters(AutoConfig.from_pretrained(folder)).total
+    parameters = count_parameters(AutoConfig.from_pretrained(folder, trust_remote_code=False)).total
     return Run(parameters, _tokens_of(folder, state), losses[-1], name=str(folder))
 
 
