@@ -17,7 +17,7 @@ ENVIRONMENTS := $(VERSIONS:%=$(CURDIR)/$(VENV)/versions/%)
 INTEL := $(CURDIR)/$(VENV)/versions/optimum-intel
 SITE = $(shell $(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 
-.PHONY: help setup quickstart test test-full test-versions test-intel bench lint format clean
+.PHONY: help setup quickstart test test-full test-versions test-intel bench cards lint format clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -78,6 +78,11 @@ bench: setup  ## tables and plots of what costs what, into outputs/benchmarks
 	$(BIN)/python tests/benchmarks/encoder_decoder.py
 	$(BIN)/python tests/benchmarks/exported_decoding.py
 	$(BIN)/python tests/benchmarks/gpu.py
+
+# one after the other; stopped, it goes on where it was; ARGS="--list" says what there is, ARGS="--only sst2" makes one
+cards: setup  ## run the recipes that have no card in model_cards yet, hours in all, and write the architectures' cards
+	$(BIN)/python -m hf_ext.hub.recipe_cards model_cards $(ARGS)
+	$(BIN)/ruff format --quiet model_cards
 
 lint: setup  ## style
 	$(BIN)/ruff check .
