@@ -45,7 +45,7 @@ def resolve_data_files(arguments, file_format: str | None = None) -> dict[str, l
         patterns = [patterns] if isinstance(patterns, str) else list(patterns or [])
         if not patterns:
             raise ValueError(f"data_files: split '{split}' names no file; give it one or remove it")
-        files[split] = list(dict.fromkeys(path for pattern in patterns for path in _match(str(pattern))))
+        files[split] = list(dict.fromkeys(path for pattern in patterns for path in matching_files(str(pattern))))
 
     file_format = file_format or common_format(files)
     if arguments.column_names is not None and file_format not in ("csv", "tsv"):
@@ -65,7 +65,12 @@ def resolve_data_files(arguments, file_format: str | None = None) -> dict[str, l
     return files
 
 
-def _match(pattern: str) -> list[str]:
+def matching_files(pattern: str) -> list[str]:
+    """The files that a path or glob names, sorted.
+
+    Raises:
+        FileNotFoundError: none.
+    """
     path = Path(pattern).expanduser()
     if path.is_file():
         return [str(path)]

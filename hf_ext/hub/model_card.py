@@ -1,18 +1,25 @@
-"""The model card of a run: what was trained, on what, by which command, and what it measured."""
+"""The model card of a run: what was trained, on what, by which command, at what cost, and what it measured."""
 
 import json
 import platform
 import re
 from dataclasses import dataclass, field
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
-import torch
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import PreTrainedModel
 
+from hf_ext.hub.bundle import source_commit
+from hf_ext.hub.export_parity import exports_section
+from hf_ext.hub.intended_use import use_of
+from hf_ext.training.local_paths import without_local_paths
+
 
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
+# whose versions may change what a run computes
+LIBRARIES = ("hf-ext", "torch", "transformers", "accelerate", "datasets", "tokenizers", "peft")
 # task -> how the card says to use the model; {folder}, {prompt} and {context} are filled in
 USAGE = {
     "text-generation": """from transformers import pipeline
@@ -67,18 +74,21 @@ class RunFacts:
     """What a run knows of itself.
 
     Attributes:
-        title, summary, limits: prose.
+        title, summary: prose. limits: prose, a sentence or two each, on top of what its task has by its nature.
         dataset: identifier of the data for the metadata; dataset_summary: what it is, its size and licence.
+        data: what was read, each {"name", "split", "num_bytes", "identity"}, see `hf_ext.data.provenance.DataSource`.
         metrics: name -> value; those in `headline` go into the Hub's model-index, with `test_…` of them.
-        training: name -> value: steps, tokens, batch, optimizer, time.
+        training: name -> value: steps, tokens, batch, optimizer. size: parameters, FLOPs.
+        compute: hardware, time, energy.
         command, recipe: how to repeat it.
         samples: [{"prompt", "text"}], and "context" where a prompt is about one.
         curve: file name of the loss curve beside the card.
+        base_model: name on the Hub of the model that it was made from.
     """
 
     title: str
     summary: str
-    limits: str
+    limits: tuple[str, ...]
     dataset: str
     dataset_summary: str
     metrics: dict[str, float]
@@ -87,9 +97,13 @@ class RunFacts:
     recipe: str
     headline: tuple[str, ...] = ()
     task: str = "text-generation"
+    data: list[dict] = field(default_factory=list)
+    size: dict[str, str] = field(default_factory=dict)
+    compute: dict[str, str] = field(default_factory=dict)
     samples: list[dict[str, str]] = field(default_factory=list)
     usage: str | None = None
     curve: str | None = None
+    base_model: str | None = None
     license: str = "apache-2.0"
 
 
@@ -115,16 +129,21 @@ def model_card(model: PreTrainedModel, folder: str | Path, facts: RunFacts) -> M
         library_name="transformers",
         pipeline_tag=facts.task,
         tags=["hf_ext", model.config.model_type],
+        base_model=facts.base_model,
         eval_results=results,
     )
+    use = use_of(facts.task)
     default = type(model.config)().to_dict()
     changed = {name: value for name, value in model.config.to_dict().items() if value != default.get(name)}
     return ModelCard.from_template(
         data,
         template_path=str(TEMPLATE),
         title=facts.title,
-        summary=facts.summary,
-        limits=facts.limits,
+        summary=without_local_paths(facts.summary),
+        intended=use.intended,
+        out_of_scope=use.out_of_scope,
+        limits=[*use.limits, *facts.limits],
+        exports=exports_section(folder),
         folder_name=folder_name,
         usage=_usage(facts, folder_name),
         continues=facts.task == "text-generation",
@@ -133,9 +152,12 @@ def model_card(model: PreTrainedModel, folder: str | Path, facts: RunFacts) -> M
         model_type=model.config.model_type,
         parameters=f"{model.num_parameters():,}",
         tied=", embedding and head tied" if model.config.tie_word_embeddings else "",
-        architecture={k: f"`{v}`" for k, v in sorted(changed.items()) if k not in _NOT_ARCHITECTURE},
-        data_summary=facts.dataset_summary,
-        training={**facts.training, "software": _software()},
+        architecture=_cells({k: f"`{v}`" for k, v in sorted(changed.items()) if k not in _NOT_ARCHITECTURE}),
+        size=_cells(facts.size),
+        data_summary=without_local_paths(facts.dataset_summary),
+        data=[_shown(source) for source in facts.data],
+        training=_cells(facts.training),
+        compute=_cells({**facts.compute, "software": _software()}),
         command=without_local_paths(facts.command),
         recipe=without_local_paths(facts.recipe.strip()),
         # as it would be written in a program, line breaks and all
@@ -150,9 +172,14 @@ def _usage(facts: RunFacts, folder_name: str) -> str:
     return re.sub(r"\{(folder|prompt|context)\}", lambda match: values[match[1]], facts.usage or USAGE[facts.task])
 
 
-def without_local_paths(text: str) -> str:
-    """Absolute paths cut down to their last part: a card says what was done, not on whose machine."""
-    return re.sub(r"(?<![\w.:/~-])(?:~|[A-Za-z]:)?/(?:[^\s'\"/]+/)+(?=[^\s'\"/])", "", text)
+def _cells(rows: dict[str, str]) -> dict[str, str]:
+    """As cells of a table may be: in one line, without what would end the cell."""
+    return {name: without_local_paths(" ".join(value.split()).replace("|", "\\|")) for name, value in rows.items()}
+
+
+def _shown(source: dict) -> dict:
+    num_bytes = source["num_bytes"]
+    return {**source, "num_bytes": "" if num_bytes is None else f"{num_bytes:,}"}
 
 
 def _number(value) -> str:
@@ -160,6 +187,7 @@ def _number(value) -> str:
 
 
 def _software() -> str:
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
-    libraries = ", ".join(f"{name} {version(name)}" for name in ("hf-ext", "torch", "transformers"))
-    return f"{libraries}, Python {platform.python_version()}; {device}"
+    libraries = ", ".join(f"{name} {version(name)}" for name in LIBRARIES if find_spec(name.replace("-", "_")))
+    commit = source_commit()
+    at = f", hf-ext at {commit}" if commit else ""
+    return f"{libraries}, Python {platform.python_version()}{at}"

@@ -84,6 +84,10 @@ class PrivateStrings:
     def _is_public(self, word: str) -> bool:
         return any(word == public or word.startswith(f"{public.rstrip('/')}/") for public in self.public)
 
+    def holds_secret(self, text: str) -> bool:
+        """Whether a token or key is in a text."""
+        return TOKEN.search(text.encode()) is not None or any(secret in text for secret in self.secrets)
+
     def find_in(self, folder: Path, names: Iterable[str], *, data: bool = False) -> list[str]:
         """One line for each private string in a file or its name; a token itself is never repeated.
 

@@ -13,15 +13,19 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Mapping, Sized
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from hf_ext.hub import RunFacts, model_card
+from hf_ext.hub.intended_use import measured_limits
+from hf_ext.hub.private_strings import PrivateStrings
 from hf_ext.tasks.adapter_section import AdapterArguments, add_adapter
 from hf_ext.tasks.model_section import ModelSection, read_model_section
 from hf_ext.tasks.reload_check import differences, probe
+from hf_ext.tasks.run_costs import RunCosts
 from hf_ext.tasks.run_folder import (
     check_same_run,
     check_writable,
@@ -32,9 +36,11 @@ from hf_ext.tasks.run_folder import (
     whole_training_loss,
 )
 from hf_ext.tasks.run_push import take_over_push
+from hf_ext.tasks.run_report import base_model_of, compute_rows, data_rows, flops_of, size_rows
 from hf_ext.training.arguments import HfxTrainingArguments
 from hf_ext.training.distributed import check_adapter, is_split, load_whole, plain_class, split_model
 from hf_ext.training.float8 import plain_products
+from hf_ext.training.local_paths import without_local_paths
 from hf_ext.training.loss_curve import draw_loss_curve
 from hf_ext.training.recipe import Recipe
 from hf_ext.training.schedules import SCHEDULES, check_schedule
@@ -62,6 +68,7 @@ class Run:
     def __init__(self, recipe: Recipe, script: str, argv: list[str]):
         self.recipe, self.training = recipe, recipe.training
         self.command = shlex.join(["python", script, *map(str, argv)])
+        _refuse_secrets(recipe, self.command)
         self.output = Path(self.training.output_dir)
         self.model_section: ModelSection = read_model_section(recipe.model)
         self.adapter = recipe.sections.get("adapter") or AdapterArguments()
@@ -77,6 +84,7 @@ class Run:
         _check_schedule(self.training)
         self.checkpoint = find_checkpoint(self.training, recipe.resume)
         check_writable(self.training.output_dir)
+        self.costs = RunCosts(self.output, steps_done(self.checkpoint), self.training.world_size)
         self.push = take_over_push(self.training, recipe.values.get("training", {}))
         set_seed(self.training.seed)
 
@@ -124,15 +132,24 @@ class Run:
             self.output.mkdir(parents=True, exist_ok=True)
             (self.output / "recipe.yaml").write_text(self.recipe.to_yaml(), encoding="utf-8")
             if self.checkpoint is not None:
-                print(f"going on from {self.checkpoint} ({steps_done(self.checkpoint)} steps done)")
+                shown = without_local_paths(str(self.checkpoint))
+                print(f"going on from {shown} ({steps_done(self.checkpoint)} steps done)")
         trainer.allow_change = self.recipe.allow_change
         trainer.run_sections = sections_of_a_run(self.recipe.values)
-        metrics = _train(trainer, self.checkpoint)
+        try:
+            metrics = _train(trainer, self.checkpoint)
+        finally:  # of one that is stopped, too
+            with suppress(OSError):  # a full disk, of which what was raised tells
+                self._note_costs(trainer)
         self._save(trainer)
         trainer.log_metrics("train", metrics)
         trainer.save_metrics("train", metrics)
         trainer.save_state()
         return metrics
+
+    def _note_costs(self, trainer: HfxTrainer) -> None:
+        if self.is_main:
+            self.costs.note(trainer.state.global_step)
 
     def _save(self, trainer: HfxTrainer) -> None:
         """The model for `from_pretrained`; an adapter that can be is added into it, and kept beside it."""
@@ -223,21 +240,36 @@ class Run:
         """Rows that the steps so far took, on all processes together."""
         return trainer.state.global_step * trainer.get_total_train_batch_size(self.training)
 
-    def facts(self, trainer: HfxTrainer, trained: Mapping[str, float], **given) -> RunFacts:
+    def facts(
+        self, trainer: HfxTrainer, trained: Mapping[str, float], rows: Mapping[str, Sized] | None = None, **given
+    ) -> RunFacts:
         """What the card says of every run, with what the task gives on top; see `RunFacts`.
 
         Args:
-            trained: what `train` returned.
+            trained: what `train` returned. rows: of each split; None where they are described otherwise.
+            given: facts by name; `training` and `limits` are added to those of every run.
         """
-        model, training = trained_model(trainer), self.training
+        model, training, step = trained_model(trainer), self.training, trainer.state.global_step
+        self._note_costs(trainer)
+        seconds, flops = trained.get("train_runtime"), flops_of(trainer, model)
+        from_scratch = self.model_section.path is None and not isinstance(flops, str | None)
+        limits = measured_limits(
+            model.config,
+            metrics=given["metrics"],
+            num_validation_rows=len(rows["validation"]) if rows else None,
+            tokens=flops.tokens if from_scratch else None,
+            parameters=model.num_parameters() if from_scratch else None,
+        )
+        if rows is not None:
+            given.setdefault("dataset_summary", self.describe_rows(rows))
         how = (
             "trained from scratch" if self.model_section.path is None else f"from {Path(self.model_section.path).name}"
         )
         table = {
-            "steps": f"{trainer.state.global_step:,}",
+            "steps": f"{step:,}",
             "rows seen": f"{self.rows_seen(trainer):,}",
             "training loss": f"{trained['train_loss']:.4f}",
-            "seconds": f"{trained['train_runtime']:.0f}" if "train_runtime" in trained else "not known",
+            "seed": str(training.seed),
             "optimizer": f"{training.matrix_optimizer or training.optim.value}, learning rate {training.learning_rate:g}",
             **given.pop("training", {}),
         }
@@ -245,8 +277,12 @@ class Run:
             **{
                 "title": self.output.name,
                 "summary": f"A `{model.config.model_type}` of {model.num_parameters() / 1e6:.2f}M parameters, {how}.",
-                "limits": "A small model from a short run: it shows that the recipe works; don't rely on what it says.",
+                "limits": (*given.pop("limits", ()), *limits),
+                "data": data_rows(self.recipe.sections.values()),
                 "training": table,
+                "size": size_rows(model, flops, seconds),
+                "compute": compute_rows(self.costs, step, seconds),
+                "base_model": base_model_of(self.model_section.path),
                 "command": self.command,
                 "recipe": self.recipe.to_yaml(),
                 "curve": "loss.png",
@@ -274,9 +310,23 @@ class Run:
             model_card(model, self.output, facts).save(self.output / "README.md")
             if self.adapter.quantize is None:  # else what is saved is an adapter, to weights that aren't quantized
                 prove_reload(model, trainer.processing_class, self.output, probe_text)
-            print(f"everything is in {self.output}")
+            print(f"everything is in {without_local_paths(str(self.output))}")
             if self.push is not None:
                 self.push.run(self.output)
+
+
+def _refuse_secrets(recipe: Recipe, command: str) -> None:
+    """Raises ValueError for a token or key in a recipe or command, which the run's folder and its card would keep."""
+    private = PrivateStrings.of_this_machine()
+    for name, section in recipe.values.items():
+        for field, value in section.items():
+            if private.holds_secret(str(value)) and field != "hub_token":  # refused with its own remedy
+                raise ValueError(
+                    f"{name}.{field}: holds a token or key, which would stand in the recipe that is kept and in the card; "
+                    "take it out, and give it by the environment (HF_TOKEN)"
+                )
+    if private.holds_secret(command) and not recipe.values.get("training", {}).get("hub_token"):
+        raise ValueError("command line: holds a token or key, which would stand in the card; give it by the environment")
 
 
 def _check_schedule(training: HfxTrainingArguments) -> None:

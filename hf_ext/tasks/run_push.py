@@ -12,11 +12,11 @@ from huggingface_hub import CommitInfo
 from transformers.trainer_utils import HubStrategy
 
 from hf_ext.hub.file_names import matches
-from hf_ext.hub.model_card import without_local_paths
 from hf_ext.hub.push import LEFT_OUT, check_target, push
 from hf_ext.hub.repository import HubRepository
 from hf_ext.training.arguments import HfxTrainingArguments
 from hf_ext.training.checkpoints.agreement import agreed
+from hf_ext.training.local_paths import without_local_paths
 
 
 # logs that name the machine, arguments that are paths and the recipe has anyway, peft's card beside the run's own

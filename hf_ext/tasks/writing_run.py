@@ -97,7 +97,7 @@ def run_writing(task: WritingTask, script: str, argv: list[str]) -> None:
         trainer,
         trained,
         dataset=run.dataset_name,
-        dataset_summary=run.describe_rows(rows),
+        rows=rows,
         metrics=run.reported(scores),
         headline=task.module.HEADLINE,
         samples=samples,

@@ -11,6 +11,7 @@ from transformers.integrations import get_available_reporting_integrations
 from hf_ext.training.distributed import check_processes, launched_sizes
 from hf_ext.training.layer_rates import check_layer_rate_decay
 from hf_ext.training.length_grouped_batches import COSTS
+from hf_ext.training.local_paths import without_local_paths
 from hf_ext.training.optimizers import PRECISIONS
 
 
@@ -223,6 +224,10 @@ class HfxTrainingArguments(TrainingArguments):
         _check_trackers(self)
         if self.device.type == "cpu":
             self.dataloader_pin_memory = False  # there is nothing to copy to, and torch warns at every run
+
+    def to_dict(self) -> dict:
+        """As transformers': for files and trackers, so without paths of this machine."""
+        return without_local_paths(super().to_dict())
 
 
 def _check_early_stopping(args: HfxTrainingArguments) -> None:

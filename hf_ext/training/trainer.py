@@ -36,6 +36,7 @@ from hf_ext.training.length_grouped_batches import (
 from hf_ext.training.non_finite import NonFiniteGuard
 from hf_ext.training.optimizers import create_optimizer
 from hf_ext.training.schedules import SCHEDULES, create_schedule
+from hf_ext.training.tensorboard_log import log_anonymously
 from hf_ext.training.text_evaluation import TextEvaluation
 from hf_ext.training.weight_average import AverageWeights, WeightAverage
 
@@ -67,6 +68,7 @@ class HfxTrainer(CheckpointedTrainer):
         model = kwargs.get("model", args[0] if args else None)
         use_cache = getattr(getattr(model, "config", None), "use_cache", None)
         super().__init__(*args, **kwargs)
+        log_anonymously(self)
         self.eval_num_bytes = eval_num_bytes
         self.eval_data_collator = eval_data_collator
         self.text_evaluations = dict(text_evaluations or {})
@@ -379,6 +381,15 @@ class HfxTrainer(CheckpointedTrainer):
             super().save_model(output_dir, _internal_call)
         if self.average is not None and is_checkpoint and self.args.should_save:
             self.average.save(output_dir)  # a checkpoint has the weights themselves, to go on from exactly
+
+    def save_state(self) -> None:
+        """As transformers', with the best checkpoint by its name alone; checkpoints keep the path, to go on from."""
+        best = self.state.best_model_checkpoint
+        self.state.best_model_checkpoint = best and Path(best).name
+        try:
+            super().save_state()
+        finally:
+            self.state.best_model_checkpoint = best
 
     def create_model_card(self, *args, **kwargs) -> None:
         """The stock card, unless there is one: a recipe's says more, and a push must not write over it."""

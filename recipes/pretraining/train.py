@@ -67,7 +67,6 @@ def main(argv: list[str]) -> None:
     facts = run.facts(
         trainer,
         metrics,
-        limits="A small model from a short run: it shows that the recipe works, its text is not to be relied on.",
         dataset=run.dataset_name,
         dataset_summary=pretraining.describe_data(run.dataset_name, train_rows, scores["eval_tokens"], row_length),
         metrics={name.removeprefix("eval_"): scores[name] for name in scores if name in pretraining.REPORTED},

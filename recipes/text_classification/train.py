@@ -60,7 +60,7 @@ def main(argv: list[str]) -> None:
         trainer,
         trained,
         dataset=run.dataset_name,
-        dataset_summary=run.describe_rows(rows),
+        rows=rows,
         metrics=run.reported(scores),
         headline=task.HEADLINES[labels.problem_type],
         task="text-classification",

@@ -62,6 +62,7 @@ def main(argv: list[str]) -> None:
         trainer,
         trained,
         dataset=run.dataset_name,
+        rows=rows,
         dataset_summary=run.describe_rows(rows) + task.describe_rule(asked),
         metrics=run.reported(scores),
         headline=task.HEADLINE,

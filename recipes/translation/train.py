@@ -75,7 +75,7 @@ def main(argv: list[str]) -> None:
         trainer,
         trained,
         dataset=run.dataset_name,
-        dataset_summary=run.describe_rows(rows),
+        rows=rows,
         metrics=run.reported(scores),
         headline=task.HEADLINE,
         task="translation" if config.is_encoder_decoder else "text-generation",

@@ -34,6 +34,7 @@ from hf_ext.training.checkpoints.resume import check_states, newest_verified, se
 from hf_ext.training.checkpoints.split_optimizer import load_part, save_part
 from hf_ext.training.checkpoints.stop_request import StoppedBySignal, StopRequest
 from hf_ext.training.distributed import as_whole, gathered_weights, load_into_parts
+from hf_ext.training.local_paths import without_local_paths
 
 
 logger = logging.get_logger(__name__)
@@ -261,7 +262,8 @@ class CheckpointedTrainer(Trainer):
         checkpoint = str(Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}")
         stop = StoppedBySignal(checkpoint)
         if self.is_world_process_zero():
-            logger.warning(f"SIGTERM: {checkpoint} is saved; --resume goes on from there (exit code {stop.code})")
+            shown = without_local_paths(checkpoint)
+            logger.warning(f"SIGTERM: {shown} is saved; --resume goes on from there (exit code {stop.code})")
         raise stop
 
     def _prepare_for_training(self, *args, **kwargs):

@@ -1,0 +1,33 @@
+"""Paths of this machine, cut short where a text is for others: it says what was done, not on whose machine."""
+
+import re
+from pathlib import Path
+
+
+# the folders that lead to the last part of an absolute path; not what follows in a URL or in a relative path
+LEADING_FOLDERS = re.compile(r"(?:file://|(?<![\w./~-])(?:~|[A-Za-z]:)?)/(?:[^\s'\"/]+/)+(?=[^\s'\"/])")
+
+
+def without_local_paths(value):
+    """Paths below the working folder relative to it, all other absolute ones as their last part, the home as `~`.
+
+    Args:
+        value: a text, or lists and mappings of texts and what else there is, which stays.
+    """
+    if isinstance(value, dict):
+        return {name: without_local_paths(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(map(without_local_paths, value))
+    if not isinstance(value, str):
+        return value
+    for folder in _both_names(Path.cwd()):
+        value = re.sub(rf"(?<![\w./~-]){re.escape(folder)}/(?=[^\s'\"/])", "", value)
+    for folder in _both_names(Path.home()):
+        value = re.sub(rf"(?<![\w./~-]){re.escape(folder)}(?![\w.-])", "~", value)
+    return LEADING_FOLDERS.sub("", value)
+
+
+def _both_names(folder: Path) -> list[str]:
+    """A folder as it is called and as it is without links, the longer first; none for the root."""
+    names = {str(name) for name in (folder, folder.resolve()) if name != Path(name.anchor)}
+    return sorted(names, key=len, reverse=True)
