@@ -16,7 +16,7 @@ VERSIONS := 5.5.4 5.17.0 5.22.2
 ENVIRONMENTS := $(VERSIONS:%=$(CURDIR)/$(VENV)/versions/%)
 SITE = $(shell $(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 
-.PHONY: help setup quickstart test test-full test-versions bench lint format clean
+.PHONY: help setup quickstart test test-full test-versions bench cards lint format clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -63,6 +63,11 @@ bench: setup  ## tables and plots of what costs what, into outputs/benchmarks
 	$(BIN)/python tests/benchmarks/padding_free.py
 	$(BIN)/python tests/benchmarks/encoder_decoder.py
 	$(BIN)/python tests/benchmarks/gpu.py
+
+# one after the other; stopped, it goes on where it was; ARGS="--list" says what there is, ARGS="--only sst2" makes one
+cards: setup  ## run the recipes that have no card in model_cards yet, hours in all, and write the architectures' cards
+	$(BIN)/python -m hf_ext.hub.recipe_cards model_cards $(ARGS)
+	$(BIN)/ruff format --quiet model_cards
 
 lint: setup  ## style
 	$(BIN)/ruff check .

@@ -1,4 +1,4 @@
-"""Which data a run read, so that others can tell whether theirs are the same: files by their SHA-256, the Hub's by revision."""
+"""Which data a run read, for others to tell whether theirs are the same: files by SHA-256, the Hub's by revision."""
 
 import hashlib
 import platform
@@ -48,9 +48,10 @@ def data_sources(arguments) -> list[DataSource]:
 
 
 def name_of_file(path: str | Path) -> str:
-    """Of a file and its folder: it says which file, and not where on this machine."""
+    """Of a file and its folder, unless that is somebody's home: it says which file, and not where on this machine."""
     parts = Path(path).parts[-2:]
-    return parts[-1] if parts[0] in (Path(path).anchor, "..", "~") else "/".join(parts)
+    is_home = Path(path).expanduser().resolve().parent == Path.home().resolve()
+    return parts[-1] if is_home or parts[0] in (Path(path).anchor, "..", "~") else "/".join(parts)
 
 
 def _files(named, split: str) -> Iterator[tuple[str, str]]:

@@ -38,8 +38,8 @@ ROW = 512  # tokens, of which FLOPs are counted
 # what no field or table says
 LIMITS = {
     "hfx_decoder": (
-        "A cache can't be gone on from where the rotary rule `dynamic` or `longrope` changes its frequencies: `generate` then "
-        "passes all tokens again.",
+        "A cache can't be gone on from where the rotary rule `dynamic` or `longrope` changes its frequencies: `generate` "
+        "then passes all tokens again.",
         "Further tokens (`num_nextn_predict_layers`) are predicted in training, and not drafted from in `generate`.",
         "DeepSeek-V3 is expressed with one group of experts; routing limited to groups is not there.",
         "Softcapped scores and sinks are refused by `sdpa`, ALiBi and the relative bias by flash-attn, each by name; "
@@ -53,15 +53,16 @@ LIMITS = {
     "hfx_encoder_decoder": (
         "No mixture of experts, no multi-token prediction, no parallel blocks.",
         "Both stacks have one width: models whose layers differ in width between them are not expressed.",
-        "Rows of several pairs and padded sources are refused under flash attention kernels, whose cross-attention can't tell "
-        "them; resizing the embeddings is refused with two vocabularies.",
+        "Rows of several pairs and padded sources are refused under flash attention kernels, whose cross-attention can't "
+        "tell them; resizing the embeddings is refused with two vocabularies.",
         "Compiled and exported graphs compute padding; otherwise nothing is computed for it.",
     ),
 }
 USES = {
-    "hfx_decoder": "Language models that write: from scratch on text of any kind, or with other models' weights; classifiers, "
-    "taggers and readers by their heads.",
-    "hfx_encoder": "Models that read: masked language models, then classifiers, taggers, readers, choices, sentence embeddings.",
+    "hfx_decoder": "Language models that write: from scratch on text of any kind, or with other models' weights; "
+    "classifiers, taggers and readers by their heads.",
+    "hfx_encoder": "Models that read: masked language models, then classifiers, taggers, readers, choices, sentence "
+    "embeddings.",
     "hfx_encoder_decoder": "Models that write one text from another: translations, summaries, answers, texts mended.",
 }
 
@@ -120,7 +121,7 @@ Vocabulary of {config_class().vocab_size:,}, rows of {ROW} tokens; other fields 
 
 {_sizes(config_class)}
 
-`python -m hf_ext.training.scaling` says the same of any configuration or recipe, with memory ([scaling](../docs/scaling.md)).
+`python -m hf_ext.training.scaling` says it of any configuration or recipe, with memory ([scaling](../docs/scaling.md)).
 
 ## Parity with transformers' own models
 
@@ -251,8 +252,8 @@ def _parity(name: str) -> str:
         if alias.name.endswith("Config") and alias.name != "GenerationConfig"
     ]
     return (
-        f"From the same weights it computes what transformers' {', '.join(sorted(imported))} compute: logits to 1e-5 in fp32, "
-        f"gradients, and texts where they write (`tests/models/{test.name}`)."
+        f"From the same weights it computes what transformers' {', '.join(sorted(imported))} compute: logits to 1e-5 in "
+        f"fp32, gradients, and texts where they write (`tests/models/{test.name}`)."
     )
 
 
@@ -267,7 +268,9 @@ def _recipes(name: str) -> str:
         run = Path(content["training"]["output_dir"]).name
         card = f"[card]({run}.md)" if (ROOT / "model_cards" / f"{run}.md").is_file() else ""
         rows.append(f"| `{recipe.relative_to(ROOT).as_posix()}` | {card} |")
-    return "\n".join(["One command each ([recipes](../docs/recipes.md)).", "", "| recipe | trained |", "| --- | --- |", *rows])
+    return "\n".join(
+        ["One command each ([recipes](../docs/recipes.md)).", "", "| recipe | trained |", "| --- | --- |", *rows]
+    )
 
 
 def main() -> None:

@@ -2,7 +2,7 @@
 
     python -m hf_ext.hub.export_parity outputs/quickstart     # after its exports: writes the section into the card
 
-An export is a folder with `export.json` and `parity.json` (`hf_ext.export.export_model`): the model's own folder, or one in it.
+An export is a folder with `export.json` and `parity.json`, as `hf_ext.export` writes it: the model's own, or one in it.
 """
 
 import argparse

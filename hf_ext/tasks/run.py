@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
+from hf_ext.data.provenance import name_of_file
 from hf_ext.hub import RunFacts, model_card
 from hf_ext.hub.intended_use import measured_limits
 from hf_ext.hub.private_strings import PrivateStrings
@@ -209,7 +210,7 @@ class Run:
         files = data.data_files
         while not isinstance(files, str):
             files = next(iter(files.values())) if isinstance(files, dict) else files[0]
-        return str(Path(*Path(files).parts[-2:])) if len(Path(files).parts) > 1 else files
+        return name_of_file(files)
 
     def describe_rows(self, splits: Mapping[str, Sized]) -> str:
         """One sentence for the card."""
@@ -326,7 +327,9 @@ def _refuse_secrets(recipe: Recipe, command: str) -> None:
                     "take it out, and give it by the environment (HF_TOKEN)"
                 )
     if private.holds_secret(command) and not recipe.values.get("training", {}).get("hub_token"):
-        raise ValueError("command line: holds a token or key, which would stand in the card; give it by the environment")
+        raise ValueError(
+            "command line: holds a token or key, which would stand in the card; give it by the environment"
+        )
 
 
 def _check_schedule(training: HfxTrainingArguments) -> None:

@@ -49,8 +49,8 @@ class RunCosts:
         processor = total.processor_joules / JOULES_A_WATT_HOUR
         counted = sum(gpus) / JOULES_A_WATT_HOUR
         said = (
-            f"{processor + memory + counted:.3g} Wh: {processor:.3g} for {total.cpu_seconds:,.0f} s of CPU time at an assumed "
-            f"{WATTS_A_CORE:g} W a busy core, {memory:.3g} for memory at {WATTS_A_GIGABYTE:g} W a GB"
+            f"{processor + memory + counted:.3g} Wh: {processor:.3g} for {total.cpu_seconds:,.0f} s of CPU time at an "
+            f"assumed {WATTS_A_CORE:g} W a busy core, {memory:.3g} for memory at {WATTS_A_GIGABYTE:g} W a GB"
         )
         if gpus:
             said += f", {counted:.3g} by the GPUs' own counters"

@@ -44,7 +44,11 @@ def size_rows(model: PreTrainedModel, flops: RunFlops | str | None, seconds: flo
     count = flops.count
     parts = sorted(count.parameters.by_part.items(), key=lambda part: -part[1])
     rows["parameters by part"] = ", ".join(f"{name.replace('_', ' ')} {number:,}" for name, number in parts if number)
-    row = f"{flops.length:,} tokens" if flops.source_length is None else f"{flops.source_length:,} + {flops.length:,} tokens"
+    row = (
+        f"{flops.length:,} tokens"
+        if flops.source_length is None
+        else f"{flops.source_length:,} + {flops.length:,} tokens"
+    )
     rows["FLOPs a token"] = (
         f"{_short(count.forward_per_token)} forward, {_short(flops.training / flops.tokens)} in training, in a row of {row} "
         "(the mean)"

@@ -2,10 +2,10 @@
 
     E = CPU seconds · 12 W  +  peak memory · 0.3725 W/GB · seconds  +  what the GPU has counted
 
-The form is eq. 1 of Lannelongue et al. 2021, "Green Algorithms", doi 10.1002/advs.202100707: cores in use, times the power of a
-core, plus memory by its size, here without the factor for a data centre's cooling. 12 W a busy core is an assumption: sold are
-processors with 4 W (large servers') to 16 W a core. A GPU's energy is measured, by the counter that NVIDIA's driver keeps; what
-else computes on that GPU is in it.
+The form is that of Lannelongue et al. 2021, "Green Algorithms", doi 10.1002/advs.202100707: cores in use, times the power of
+a core, plus memory by its size, here without the factor for a data centre's cooling. 12 W a busy core is an assumption:
+processors are sold with 4 W (large servers') to 16 W a core. A GPU's energy is measured, by the counter that NVIDIA's driver
+keeps; what else computes on that GPU is in it.
 """
 
 import ctypes

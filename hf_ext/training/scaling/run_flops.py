@@ -1,8 +1,8 @@
 """FLOPs that a run's training took, from the rows that it was given and the equations of its model.
 
-Rows are taken as the loader gives them, some batches long; what is padding isn't counted. Per token the forward pass costs
-what `count_flops` says for a row of the mean length, and training that once more for the gradients of what goes in, and the share
-of the weights that is trained once more for theirs. Evaluations are left out.
+Rows are taken as the loader gives them, some batches long; what is padding isn't counted. A token's forward pass costs what
+`count_flops` says for a row of the mean length; training costs that once more for the gradients of what goes in, and the
+share of the weights that is trained once more for theirs. Evaluations are left out.
 """
 
 import copy
@@ -13,7 +13,7 @@ import torch
 from transformers import PreTrainedModel
 
 from hf_ext.models.scored_tokens import IGNORE_INDEX
-from hf_ext.training.scaling.fake_model import HEADS
+from hf_ext.training.scaling.fake_model import HEADS, model_class_of
 from hf_ext.training.scaling.flops import FlopCount, count_flops
 
 
@@ -86,5 +86,6 @@ def _count(model: PreTrainedModel, **lengths) -> FlopCount:
     config = copy.deepcopy(model.config)
     if hasattr(config, "quantization_config"):  # in few bits it multiplies matrices of the same shapes
         del config.quantization_config
-    head = next((name for name, auto in HEADS.items() if type(model) is auto._model_mapping.get(type(config))), None)
+    there = [name for name, auto_class in HEADS.items() if type(config) in auto_class._model_mapping]
+    head = next((name for name in there if model_class_of(config, name) is type(model)), None)
     return count_flops(config, head=head, **lengths)

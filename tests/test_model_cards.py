@@ -1,0 +1,81 @@
+"""Every card in model_cards/ is valid, shows what is there, and, of a recipe, is that recipe's as it is now."""
+
+import re
+import runpy
+import shlex
+from pathlib import Path
+
+import pytest
+from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
+
+from hf_ext.hub.folder_checks import IMAGES_OF_A_CARD
+from hf_ext.hub.private_strings import ABSOLUTE_PATH, TOKEN
+from hf_ext.hub.recipe_cards import COMMAND, recipe_in_card
+from hf_ext.registry import FAMILIES
+from hf_ext.training import recipe as recipe_room
+from hf_ext.training.local_paths import without_local_paths
+
+
+ROOT = Path(__file__).parents[1]
+CARDS = sorted((ROOT / "model_cards").glob("*.md"))
+RUNS = [card for card in CARDS if card.stem not in {c.model_type for c in FAMILIES}]
+
+
+class Read(Exception):  # noqa: N818
+    """Ends a recipe's script once its recipe is read."""
+
+
+@pytest.mark.parametrize("card", CARDS, ids=lambda card: card.stem)
+def test_metadata_are_valid_and_come_back_as_they_are(card):
+    """What `huggingface_hub` checks without a network: YAML, the fields' types, the model-index both ways."""
+    content = card.read_text(encoding="utf-8")
+    read = ModelCard(content, ignore_metadata_errors=False)
+    values = read.data.to_dict()
+    assert values["library_name"] == "transformers"
+    assert values["license"] == "apache-2.0"
+    again = ModelCardData(**values)
+    assert again.to_dict() == values
+    if card in RUNS:
+        assert values["pipeline_tag"]
+        name, results = model_index_to_eval_results(values["model-index"])
+        assert name == card.stem
+        assert results
+        assert eval_results_to_model_index(name, results) == values["model-index"]
+        for result in results:
+            assert isinstance(result.metric_value, float)
+            result.validate()
+
+
+@pytest.mark.parametrize("card", CARDS, ids=lambda card: card.stem)
+def test_pictures_and_links_are_there_and_nothing_is_of_a_machine(card):
+    content = card.read_text(encoding="utf-8")
+    for link in [*IMAGES_OF_A_CARD.findall(content), *re.findall(r"\]\((?!http)([^)#]+)\)", content)]:
+        assert (card.parent / link).exists(), link
+    assert not TOKEN.search(content.encode())
+    words = re.sub(r"~~~~text.*?~~~~", "", content, flags=re.DOTALL)  # what a model writes may look like a path
+    assert not [
+        path
+        for path in ABSOLUTE_PATH.findall(words.encode())
+        if path.startswith((b"/home", b"/root", b"/work", b"/tmp"))
+    ]
+
+
+@pytest.mark.parametrize("card", RUNS, ids=lambda card: card.stem)
+def test_a_cards_command_gives_the_recipe_that_it_shows(card, monkeypatch):
+    """The recipe as it is now, with what the command changes in it."""
+    content = card.read_text(encoding="utf-8")
+    (line,) = [line for line in content.splitlines() if COMMAND.match(line)]
+    script, *argv = shlex.split(line)[1:]
+    read = recipe_room.load_recipe
+
+    def stop_there(argv, sections):
+        raise Read(read(argv, sections))
+
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(recipe_room, "load_recipe", stop_there)
+    monkeypatch.setattr("hf_ext.tasks.writing_run.load_recipe", stop_there)
+    with pytest.raises(Read) as caught:
+        runpy.run_path(str(ROOT / script))["main"](argv)
+    (recipe,) = caught.value.args
+    assert recipe_in_card(content) == without_local_paths(recipe_in_card(f"```yaml\n{recipe.to_yaml()}```"))
