@@ -56,7 +56,7 @@ def add_exports(folder: str | Path) -> bool:
     if not card.is_file():
         raise ValueError(f"folder={Path(folder).name!r}: has no README.md; the run that made the model writes one")
     section = exports_section(folder)
-    text = _SECTION.sub("\n", card.read_text(encoding="utf-8"))
+    text = _SECTION.sub("\n\n", card.read_text(encoding="utf-8")).rstrip() + "\n"
     if section:
         before, heading, after = text.partition(_BEFORE)
         text = f"{before.rstrip()}\n\n{section}\n{heading}{after}" if heading else f"{text.rstrip()}\n\n{section}"

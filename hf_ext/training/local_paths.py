@@ -5,7 +5,9 @@ from pathlib import Path
 
 
 # the folders that lead to the last part of an absolute path; not what follows in a URL or in a relative path
-LEADING_FOLDERS = re.compile(r"(?:file://|(?<![\w./~-])(?:~|[A-Za-z]:)?)/(?:[^\s'\"/]+/)+(?=[^\s'\"/])")
+LEADING_FOLDERS = re.compile(
+    r"(?:(?:file://|(?<![\w./~-])(?:~|[A-Za-z]:)?)/(?:[^\s'\"/]+/)+|(?<![\w./~-])~/)(?=[^\s'\"/])"
+)
 
 
 def without_local_paths(value):

@@ -21,7 +21,7 @@ def machine(monkeypatch, tmp_path):
         ("--output_dir=/tmp/a/b c", "--output_dir=b c"),
         ("x: '/home/me/*.txt'", "x: '*.txt'"),
         ("x: ~/texts/a.txt", "x: a.txt"),
-        ("{path:/home/me/x}", "{path:x}"),
+        ("{{path:/home/me/x}}", "{{path:x}}"),
         ("file:///home/me/x.csv", "x.csv"),
         ("recipes/pretraining/debug.yaml", "recipes/pretraining/debug.yaml"),
         ("../shared/data/a.txt", "../shared/data/a.txt"),
@@ -31,6 +31,7 @@ def machine(monkeypatch, tmp_path):
         # a home with a space in its name, itself and below it; the folder where a command runs
         ("{home}", "~"),
         ("x {home}/", "x ~/"),
+        ("{home}/mine", "mine"),
         ("{home}/texts/a.txt", "a.txt"),
         ('{{"output_dir": "{home}/runs/mine"}}', '{{"output_dir": "mine"}}'),
         ("{home}/work/outputs/mine", "outputs/mine"),
