@@ -1,29 +1,24 @@
 """Every card in model_cards/ is valid, shows what is there, and, of a recipe, is that recipe's as it is now."""
 
 import re
-import runpy
 import shlex
 from pathlib import Path
 
 import pytest
 from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
+from recipes.recipe_runs import recipe_of_command
 
 from hf_ext.hub.folder_checks import IMAGES_OF_A_CARD
 from hf_ext.hub.private_strings import ABSOLUTE_PATH, TOKEN
 from hf_ext.hub.recipe_cards import COMMAND, recipe_in_card
 from hf_ext.registry import FAMILIES
-from hf_ext.training import recipe as recipe_room
 from hf_ext.training.local_paths import without_local_paths
 
 
 ROOT = Path(__file__).parents[1]
 CARDS = sorted((ROOT / "model_cards").glob("*.md"))
 RUNS = [card for card in CARDS if card.stem not in {c.model_type for c in FAMILIES}]
-
-
-class Read(Exception):  # noqa: N818
-    """Ends a recipe's script once its recipe is read."""
 
 
 @pytest.mark.parametrize("card", CARDS, ids=lambda card: card.stem)
@@ -66,16 +61,5 @@ def test_a_cards_command_gives_the_recipe_that_it_shows(card, monkeypatch):
     """The recipe as it is now, with what the command changes in it."""
     content = card.read_text(encoding="utf-8")
     (line,) = [line for line in content.splitlines() if COMMAND.match(line)]
-    script, *argv = shlex.split(line)[1:]
-    read = recipe_room.load_recipe
-
-    def stop_there(argv, sections):
-        raise Read(read(argv, sections))
-
-    monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(recipe_room, "load_recipe", stop_there)
-    monkeypatch.setattr("hf_ext.tasks.writing_run.load_recipe", stop_there)
-    with pytest.raises(Read) as caught:
-        runpy.run_path(str(ROOT / script))["main"](argv)
-    (recipe,) = caught.value.args
+    recipe = recipe_of_command(shlex.split(line)[1:], monkeypatch)
     assert recipe_in_card(content) == without_local_paths(recipe_in_card(f"```yaml\n{recipe.to_yaml()}```"))

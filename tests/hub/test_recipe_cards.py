@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from recipes.recipe_runs import recipe_of_command
 
 from hf_ext.hub import recipe_cards
 from hf_ext.hub.recipe_cards import (
@@ -129,6 +130,15 @@ def test_the_projects_own_recipes():
         assert (ROOT / recipe.script).is_file()
         for needed in recipe.needs:  # every model that one begins with is made by another
             assert names.index(needed.name) < names.index(recipe.name), recipe.path
+
+
+def test_every_recipe_knows_its_own_card(monkeypatch):
+    """What a run writes into a card is its YAML read, typed and written again."""
+    for recipe in find_recipes():
+        command = [recipe.script, recipe.path.as_posix(), "--resume", "auto"]
+        written = recipe_of_command(command, monkeypatch).to_yaml()
+        card = f"{LATEST_SECTION}\n```\npython {' '.join(command)}\n```\n```yaml\n{written}```\n"
+        assert is_card_of(card, recipe), recipe.path
 
 
 def test_an_unknown_name_is_refused(capsys):

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from hf_ext.training.recipe import run_recipe_main
+from hf_ext.tasks import writing_run
+from hf_ext.training import recipe as recipe_room
+from hf_ext.training.recipe import Recipe, run_recipe_main
 
 
 ROOT = Path(__file__).parents[2]
@@ -37,6 +39,26 @@ def refusal(script: str | Path, argv, monkeypatch, capsys) -> str:
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1
     return lines[0]
+
+
+class _Read(Exception):  # noqa: N818
+    """Ends a recipe's script once its recipe is read."""
+
+
+def recipe_of_command(argv: list[str], monkeypatch) -> Recipe:
+    """What `python argv` would run, read as the script reads it: (script, YAML, overrides)."""
+    read = recipe_room.load_recipe
+
+    def stop_there(argv, sections):
+        raise _Read(read(argv, sections))
+
+    with monkeypatch.context() as patched:
+        patched.chdir(ROOT)
+        patched.setattr(recipe_room, "load_recipe", stop_there)
+        patched.setattr(writing_run, "load_recipe", stop_there)
+        with pytest.raises(_Read) as caught:
+            runpy.run_path(str(ROOT / argv[0]))["main"](argv[1:])
+    return caught.value.args[0]
 
 
 def read_lines(path: Path) -> list[dict]:

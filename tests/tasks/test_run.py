@@ -1,4 +1,4 @@
-"""What every run does: a finished folder, card and all, pushed once, without a word of who ran it, where and by which keys."""
+"""What every run does: a finished folder, card and all, pushed once, without a word of who ran it and where, or of keys."""
 
 import json
 import os
@@ -26,7 +26,7 @@ FOR_THIS_MACHINE = ("recipe.yaml", "checkpoint-60/trainer_state.json")
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A whole run on planted ground: user, home, host, token, key, git remote, data and output all have names to be found."""
+    """A whole run on planted ground: user, home, host, token, key, git remote, data and output have names to be found."""
     ground = tmp_path_factory.mktemp("ground")
     home = ground / "canaryhome"
     (home / "texts").mkdir(parents=True)
