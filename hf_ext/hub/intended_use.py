@@ -9,6 +9,8 @@ from transformers import PretrainedConfig
 
 # a language model's tokens a parameter that a budget of FLOPs is best spent on; Hoffmann et al. 2022, arXiv 2203.15556
 COMPUTE_OPTIMAL_TOKENS = 20
+# tasks whose models learn from every token
+LANGUAGE_MODELING = ("text-generation", "fill-mask", "text2text-generation")
 # metrics that are shares of the rows, so that chance alone moves them by a standard error that is known
 SHARES = ("accuracy", "exact_match", "answer_accuracy")
 
@@ -91,7 +93,7 @@ def measured_limits(
     """What the run's own numbers say about how far to trust it, a sentence or two each.
 
     Args:
-        metrics: of the card. num_validation_rows: that they were computed on. tokens: trained on, of a model from scratch.
+        metrics: of the card. num_validation_rows: that they were computed on. tokens: trained on, of a language model from scratch.
         parameters: of it.
     """
     found = []

@@ -15,6 +15,7 @@ from hf_ext.hub.bundle import source_commit
 from hf_ext.hub.export_parity import exports_section
 from hf_ext.hub.intended_use import use_of
 from hf_ext.training.local_paths import without_local_paths
+from hf_ext.training.recipe import public_yaml
 
 
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
@@ -159,7 +160,7 @@ def model_card(model: PreTrainedModel, folder: str | Path, facts: RunFacts) -> M
         training=_cells(facts.training),
         compute=_cells({**facts.compute, "software": _software()}),
         command=without_local_paths(facts.command),
-        recipe=without_local_paths(facts.recipe.strip()),
+        recipe=public_yaml(facts.recipe).strip(),
         # as it would be written in a program, line breaks and all
         samples=[{**sample, "shown": json.dumps(sample["prompt"], ensure_ascii=False)} for sample in facts.samples],
     )

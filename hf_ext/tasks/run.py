@@ -21,7 +21,7 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from hf_ext.data.provenance import name_of_file
 from hf_ext.hub import RunFacts, model_card
-from hf_ext.hub.intended_use import measured_limits
+from hf_ext.hub.intended_use import LANGUAGE_MODELING, measured_limits
 from hf_ext.hub.private_strings import PrivateStrings
 from hf_ext.tasks.adapter_section import AdapterArguments, add_adapter
 from hf_ext.tasks.model_section import ModelSection, read_model_section
@@ -44,6 +44,7 @@ from hf_ext.training.float8 import plain_products
 from hf_ext.training.local_paths import without_local_paths
 from hf_ext.training.loss_curve import draw_loss_curve
 from hf_ext.training.recipe import Recipe
+from hf_ext.training.scaling.run_flops import RunFlops
 from hf_ext.training.schedules import SCHEDULES, check_schedule
 from hf_ext.training.trainer import HfxTrainer
 
@@ -253,13 +254,14 @@ class Run:
         model, training, step = trained_model(trainer), self.training, trainer.state.global_step
         self._note_costs(trainer)
         seconds, flops = trained.get("train_runtime"), flops_of(trainer, model)
-        from_scratch = self.model_section.path is None and not isinstance(flops, str | None)
+        is_new = self.model_section.path is None and given.get("task", "text-generation") in LANGUAGE_MODELING
+        counted = flops if is_new and isinstance(flops, RunFlops) else None
         limits = measured_limits(
             model.config,
             metrics=given["metrics"],
             num_validation_rows=len(rows["validation"]) if rows else None,
-            tokens=flops.tokens if from_scratch else None,
-            parameters=model.num_parameters() if from_scratch else None,
+            tokens=counted and counted.tokens,
+            parameters=counted and model.num_parameters(),
         )
         if rows is not None:
             given.setdefault("dataset_summary", self.describe_rows(rows))

@@ -16,7 +16,7 @@ from hf_ext.hub.push import LEFT_OUT, check_target, push
 from hf_ext.hub.repository import HubRepository
 from hf_ext.training.arguments import HfxTrainingArguments
 from hf_ext.training.checkpoints.agreement import agreed
-from hf_ext.training.local_paths import without_local_paths
+from hf_ext.training.recipe import public_yaml
 
 
 # logs that name the machine, arguments that are paths and the recipe has anyway, peft's card beside the run's own
@@ -87,7 +87,7 @@ def published(folder: Path) -> Iterator[Path]:
             copy = Path(made) / name
             copy.parent.mkdir(parents=True, exist_ok=True)
             if path.name == "recipe.yaml":
-                copy.write_text(without_local_paths(path.read_text(encoding="utf-8")), encoding="utf-8")
+                copy.write_text(public_yaml(path.read_text(encoding="utf-8")), encoding="utf-8")
             elif path.name == "trainer_state.json":
                 _cut_path(path, copy, "best_model_checkpoint")
             elif path.name == "adapter_config.json":

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import ModelCard
 
-from hf_ext.hub.architecture_cards import TRANSFORMERS_FIELDS, architecture_card, meanings
+from hf_ext.hub.architecture_cards import TRANSFORMERS_FIELDS, _options, architecture_card, meanings
 from hf_ext.models import HfxDecoderConfig
 from hf_ext.registry import FAMILIES
 
@@ -51,4 +51,4 @@ def test_a_field_that_no_docstring_explains_is_refused():
         brand_new: int = 1
 
     with pytest.raises(ValueError, match=r"Unexplained\.\w+: its docstring doesn't say what it is"):
-        architecture_card(Unexplained)
+        _options(Unexplained)

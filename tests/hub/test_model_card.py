@@ -83,7 +83,7 @@ def test_everything_that_a_run_knows_is_there(tmp_path):
         "| energy, an estimate | 0.1 Wh: x \\| of |",
         "| software | hf-ext ",
         "Not for: Facts, advice",
-        "```yaml\ndata:\n  data_files: *.txt\ntraining:\n  output_dir: run\n```",
+        "```yaml\ndata:\n  data_files: '*.txt'\ntraining:\n  output_dir: run\n```",
     ):
         assert part in card.content, part
     assert card.data.base_model == "me/base"

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import yaml
 from hub.loopback_hub import LoopbackHub
 from huggingface_hub import ModelCard
 
@@ -111,6 +112,7 @@ def test_the_card_is_filled_by_the_run(run):
     recipe = recipe_in_card(content)
     assert recipe["data"]["data_files"] == "*.jsonl"
     assert recipe["training"]["max_steps"] == 60
+    assert yaml.safe_load(run.pushed["recipe.yaml"]) == recipe
     for part in (
         "python recipes/text_classification/train.py recipes/text_classification/debug.yaml --data.data_files '*.jsonl'",
         "| texts/reviews.jsonl |  | ",
