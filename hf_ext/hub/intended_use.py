@@ -93,8 +93,8 @@ def measured_limits(
     """What the run's own numbers say about how far to trust it, a sentence or two each.
 
     Args:
-        metrics: of the card. num_validation_rows: that they were computed on. tokens: trained on, of a language model from scratch.
-        parameters: of it.
+        metrics: of the card. num_validation_rows: that they were computed on.
+        tokens: trained on, of a language model from scratch. parameters: of it.
     """
     found = []
     if tokens and parameters and (ratio := tokens / parameters) < COMPUTE_OPTIMAL_TOKENS:
