@@ -14,8 +14,7 @@ from transformers import PreTrainedModel
 from hf_ext.hub.bundle import source_commit
 from hf_ext.hub.export_parity import exports_section
 from hf_ext.hub.intended_use import use_of
-from hf_ext.training.local_paths import without_local_paths
-from hf_ext.training.recipe import public_yaml
+from hf_ext.training.local_paths import public_yaml, without_local_paths
 
 
 TEMPLATE = Path(__file__).with_name("model_card_template.md")

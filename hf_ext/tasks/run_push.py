@@ -16,7 +16,7 @@ from hf_ext.hub.push import LEFT_OUT, check_target, push
 from hf_ext.hub.repository import HubRepository
 from hf_ext.training.arguments import HfxTrainingArguments
 from hf_ext.training.checkpoints.agreement import agreed
-from hf_ext.training.recipe import public_yaml
+from hf_ext.training.local_paths import public_yaml
 
 
 # logs that name the machine, arguments that are paths and the recipe has anyway, peft's card beside the run's own

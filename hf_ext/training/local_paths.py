@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+import yaml
+
 
 # the folders that lead to the last part of an absolute path; not what follows in a URL or in a relative path
 LEADING_FOLDERS = re.compile(
@@ -27,6 +29,11 @@ def without_local_paths(value):
     for folder in _both_names(Path.home()):
         value = re.sub(rf"(?<![\w./~-]){re.escape(folder)}(?![\w.-])", "~", value)
     return LEADING_FOLDERS.sub("", value)
+
+
+def public_yaml(text: str) -> str:
+    """A recipe's YAML with its values so; the text itself could not be cut, for a `*` that is left would want quotes."""
+    return yaml.safe_dump(without_local_paths(yaml.safe_load(text)), sort_keys=False, allow_unicode=True)
 
 
 def _both_names(folder: Path) -> list[str]:

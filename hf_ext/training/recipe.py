@@ -22,7 +22,6 @@ from huggingface_hub.errors import StrictDataclassError
 from tqdm import tqdm
 
 from hf_ext.training.checkpoints.fingerprint_groups import CHANGEABLE
-from hf_ext.training.local_paths import without_local_paths
 from hf_ext.training.non_finite import NonFiniteError
 
 
@@ -57,11 +56,6 @@ class Recipe:
     def to_yaml(self) -> str:
         """The recipe as given, overrides included: it runs the same run again."""
         return yaml.safe_dump(_plain(self.values), sort_keys=False, allow_unicode=True)
-
-
-def public_yaml(text: str) -> str:
-    """A recipe's YAML without paths of this machine; of its values, for in the text a `*` that is left would want quotes."""
-    return yaml.safe_dump(without_local_paths(yaml.safe_load(text)), sort_keys=False, allow_unicode=True)
 
 
 def load_recipe(argv: list[str], sections: Mapping[str, type]) -> Recipe:

@@ -3,8 +3,9 @@
 from pathlib import Path
 
 import pytest
+import yaml
 
-from hf_ext.training.local_paths import without_local_paths
+from hf_ext.training.local_paths import public_yaml, without_local_paths
 
 
 @pytest.fixture(autouse=True)
@@ -47,3 +48,7 @@ def test_paths_are_cut(text, expected):
 def test_lists_and_mappings_keep_all_else():
     given = {"a": ["/tmp/x/y", 1, None], "b": {"c": ("/tmp/x/z", True)}}
     assert without_local_paths(given) == {"a": ["y", 1, None], "b": {"c": ("z", True)}}
+
+
+def test_a_pattern_that_is_left_of_a_path_is_still_yaml():
+    assert yaml.safe_load(public_yaml("a: {b: '/tmp/x/*.txt'}\nc: [1, ü]\n")) == {"a": {"b": "*.txt"}, "c": [1, "ü"]}
