@@ -10,6 +10,7 @@ import ast
 import dataclasses
 import inspect
 import re
+import shutil
 from pathlib import Path
 
 import yaml
@@ -17,12 +18,15 @@ from huggingface_hub import ModelCard, ModelCardData
 from transformers import PretrainedConfig
 
 from hf_ext.hub.bundle import PACKAGE
+from hf_ext.hub.model_card import TEMPLATE
 from hf_ext.models.configuration_transformer import HfxTransformerConfig
 from hf_ext.registry import FAMILIES
 from hf_ext.training.scaling import count_flops
 
 
 ROOT = PACKAGE.parent
+# a package has no folder beside it, so its own template is inside; this is for people
+TEMPLATE_COPY = "template.md.jinja"
 # fields whose meaning is transformers' own
 TRANSFORMERS_FIELDS = {field.name for field in dataclasses.fields(PretrainedConfig)} | {
     *("pad_token_id", "bos_token_id", "eos_token_id"),
@@ -138,8 +142,9 @@ Vocabulary of {config_class().vocab_size:,}, rows of {ROW} tokens; other fields 
 
 
 def write_cards(folder: Path) -> list[Path]:
-    """A file for each architecture; returns them."""
-    paths = []
+    """A file for each architecture, and the template of runs' cards beside them; returns all."""
+    paths = [folder / TEMPLATE_COPY]
+    shutil.copyfile(TEMPLATE, paths[0])
     for config_class in FAMILIES:
         text = architecture_card(config_class)
         ModelCard(text)  # valid metadata, or it raises

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from huggingface_hub import ModelCard
 
-from hf_ext.hub.architecture_cards import TRANSFORMERS_FIELDS, _options, architecture_card, meanings
+from hf_ext.hub.architecture_cards import TEMPLATE_COPY, TRANSFORMERS_FIELDS, _options, architecture_card, meanings
+from hf_ext.hub.model_card import TEMPLATE
 from hf_ext.models import HfxDecoderConfig
 from hf_ext.registry import FAMILIES
 
@@ -19,6 +20,10 @@ def test_what_lies_there_is_what_would_be_written(config_class):
     text = (CARDS / f"{config_class.model_type}.md").read_text(encoding="utf-8")
     assert text == architecture_card(config_class), "stale: python -m hf_ext.hub.architecture_cards model_cards"
     assert ModelCard(text).data.tags == ["hf_ext", config_class.model_type]
+
+
+def test_the_template_beside_them_is_the_one_that_runs_fill():
+    assert (CARDS / TEMPLATE_COPY).read_bytes() == TEMPLATE.read_bytes()
 
 
 @pytest.mark.parametrize("config_class", FAMILIES, ids=lambda c: c.model_type)
