@@ -54,7 +54,7 @@ def size_rows(model: PreTrainedModel, flops: RunFlops | str | None, seconds: flo
         "(the mean)"
     )
     teacher = f", of which {_short(flops.teacher)} the teacher's" if flops.teacher else ""
-    speed = f"; {flops.training / seconds / 1e9:,.1f} GFLOP/s, evaluations in the time" if seconds else ""
+    speed = f"; {flops.training / seconds / 1e9:,.3g} GFLOP/s, evaluations in the time" if seconds else ""
     rows["FLOPs of the training"] = f"{_short(flops.training)} for {flops.tokens:,} tokens{teacher}{speed}"
     return rows
 

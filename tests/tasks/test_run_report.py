@@ -22,7 +22,7 @@ def test_size_by_part_and_flops_by_the_second():
     assert f"attention {count.parameters.by_part['attention']:,}" in rows["parameters by part"]
     assert "2 G in training, in a row of 16 tokens (the mean)" in rows["FLOPs a token"]
     assert rows["FLOPs of the training"] == (
-        "2 T for 1,000 tokens, of which 500 G the teacher's; 500.0 GFLOP/s, evaluations in the time"
+        "2 T for 1,000 tokens, of which 500 G the teacher's; 500 GFLOP/s, evaluations in the time"
     )
     assert size_rows(model, "it looks at values", None)["FLOPs"] == "not counted: it looks at values"
     assert "FLOPs" not in str(size_rows(model, None, None))
