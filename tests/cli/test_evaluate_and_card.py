@@ -34,7 +34,8 @@ def run(tmp_path_factory):
     section = load_recipe_data(folder / "outputs" / "verdicts")
     rows = load_rows(RowArguments(**section), text_classification.COLUMNS, text_classification.OPTIONAL_COLUMNS)
     held_out = folder / "held_out.jsonl"
-    rows["validation"].to_json(held_out)
+    # under the names that the recipe says the data has
+    rows["validation"].rename_columns(section["columns"]).to_json(held_out)
     return folder / "outputs" / "verdicts", held_out
 
 
@@ -64,7 +65,9 @@ class TestOfARun:
         folder, held_out = run
         rows = [json.loads(line) for line in held_out.read_text().splitlines()]
         other = tmp_path / "other.jsonl"
-        other.write_text("".join(json.dumps({"review": row["text"], "verdict": row["label"]}) + "\n" for row in rows))
+        other.write_text(
+            "".join(json.dumps({"review": row["text"], "verdict": row["sentiment"]}) + "\n" for row in rows)
+        )
         expected = json.loads(hf_ext_command(capsys, "evaluate", folder, held_out, "--json").out)
         words = ["--columns", "text=review", "--columns", "label=verdict", "--json"]
         assert json.loads(hf_ext_command(capsys, "evaluate", folder, other, *words).out) == pytest.approx(
