@@ -21,7 +21,6 @@ class TorchExportTarget(Target):
         config = DynamoConfig(dynamic=True, dynamic_shapes=dynamic_shapes(part.free))
         with quietly():
             program = DynamoExporter().export(*exporter_arguments(part, inputs), config)
-        _free_sums(program)
         for module in program.graph_module.modules():
             for node in module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ():
                 node.meta.pop("stack_trace", None)  # holds the paths of this machine
@@ -31,21 +30,15 @@ class TorchExportTarget(Target):
         return TorchExportGraph(path)
 
 
-def _free_sums(program: torch.export.ExportedProgram) -> None:
-    """Take back that P + T tokens are at least 4: tracing takes P and T for at least 2, and running for any number."""
-    for expression in [one for one in program.range_constraints if not one.is_Symbol]:
-        del program.range_constraints[expression]
-
-
 class TorchExportGraph(Graph):
     """A loaded program."""
 
     def __init__(self, path: Path):
         with quietly():
             program = torch.export.load(path)
-        _free_sums(program)
+        # bounds that the trace assumed, such as a mask of at least 4 columns; that it holds for others the parity shows
+        program.range_constraints.clear()
         self.names = list(flat(program.example_inputs[1]))
-        # its guards are of the sizes that it was traced with; that it holds for others is what the parity shows
         self.module = program.module(check_guards=False)
 
     @torch.no_grad()

@@ -28,13 +28,18 @@ def exporter_arguments(part: Part, inputs: dict) -> tuple:
 
 @contextmanager
 def traceable_experts() -> Iterator[None]:
-    """Our grouped product is an operator of our own, which no engine knows; for transformers' the exporters have one."""
-    before = mixture_of_experts.grouped_matmul
+    """Our grouped product is an operator of our own, which no engine knows; for transformers' the exporters have one.
+
+    Rows are sorted by their experts, and within one the order is nothing to the result: a stable sort, which the ONNX
+    exporter fails on, becomes a plain one.
+    """
+    product, argsort = mixture_of_experts.grouped_matmul, torch.Tensor.argsort
     mixture_of_experts.grouped_matmul = _grouped_matmul
+    torch.Tensor.argsort = lambda tensor, *dims, stable=False, **options: argsort(tensor, *dims, **options)
     try:
         yield
     finally:
-        mixture_of_experts.grouped_matmul = before
+        mixture_of_experts.grouped_matmul, torch.Tensor.argsort = product, argsort
 
 
 def _grouped_matmul(x: torch.Tensor, weight: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
