@@ -150,4 +150,4 @@ class LatentAttention(MultiHeadAttention):
         query = torch.cat((straight @ up_key, turned), dim=-1)  # (B, H, 1, L + R)
         key = torch.cat((latent, rotated_key), dim=-1)
         attended, weights = self._attend(query, key, latent, attention_mask, eager_attention_forward, **kwargs)
-        return (attended.transpose(1, 2) @ up_value.mT).transpose(1, 2), weights
+        return (attended.transpose(1, 2) @ up_value.transpose(1, 2)).transpose(1, 2), weights

@@ -16,7 +16,7 @@ def _with_unit_rms(x: torch.Tensor, eps: float) -> torch.Tensor:
 
 def _records() -> bool:
     """Whether a gradient or a compiler wants to see each step, so that none may overwrite another."""
-    return torch.is_grad_enabled() or torch.compiler.is_compiling()
+    return torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 
 class RMSNorm(nn.Module):
