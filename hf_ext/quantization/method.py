@@ -14,13 +14,15 @@ class Method(ABC):
 
     Attributes:
         name: what users call it. summary: one line. package: what must be installed, as pip calls it; None for ours.
-        module: what is then importable. defaults: its options. calibrates: whether it needs batches of real data.
+        module: what is then importable. needed_to_load: whether what it has made needs the package too.
+        defaults: its options. calibrates: whether it needs batches of real data.
     """
 
     name: str
     summary: str
     package: str | None = None
     module: str | None = None
+    needed_to_load: bool = True
     calibrates: bool = False
 
     def __init__(self, name: str, summary: str, defaults: dict | None = None, calibrates: bool = False):

@@ -6,6 +6,7 @@ import torch
 from transformers import PreTrainedModel
 
 from hf_ext.models.configuration_choices import check_choice
+from hf_ext.quantization.gptq_methods import GPTQ_METHODS
 from hf_ext.quantization.method import Method, TrainableMethod
 from hf_ext.quantization.own_methods import OWN_METHODS
 from hf_ext.quantization.quantizable import quantizable_layers
@@ -13,20 +14,24 @@ from hf_ext.quantization.quanto_methods import QUANTO_METHODS
 from hf_ext.quantization.torchao_methods import TORCHAO_METHODS
 
 
-METHODS: dict[str, Method] = {m.name: m for m in (*OWN_METHODS, *QUANTO_METHODS, *TORCHAO_METHODS)}
+METHODS: dict[str, Method] = {m.name: m for m in (*OWN_METHODS, *QUANTO_METHODS, *TORCHAO_METHODS, *GPTQ_METHODS)}
 
 
-def find_method(name: str) -> Method:
+def find_method(name: str, *, to_load: bool = False) -> Method:
     """The method of that name.
+
+    Args:
+        to_load: what it has made, not to quantize with it.
 
     Raises:
         ValueError: an unknown one, or one whose library isn't installed.
     """
     check_choice("method", name, METHODS)
-    reason = METHODS[name].missing()
+    method = METHODS[name]
+    reason = method.missing() if method.needed_to_load or not to_load else None
     if reason is not None:
         raise ValueError(f"method={name!r}: {reason}")
-    return METHODS[name]
+    return method
 
 
 def find_trainable_method(name: str) -> TrainableMethod:

@@ -98,7 +98,7 @@ def load_quantized(folder: str | Path) -> PreTrainedModel:
             "quantize it first"
         )
     made = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
-    method = find_method(made["method"])
+    method = find_method(made["method"], to_load=True)
     config = AutoConfig.from_pretrained(folder)
     model = model_class_of(config)._from_config(config, dtype=config.dtype).eval()
     method.prepare(model, made["layers"], made["options"])

@@ -15,7 +15,7 @@ from hf_ext.quantization.observers import MinMaxObserver
 from hf_ext.quantization.quantizable import quantizable_layers
 
 
-HERE = [name for name, method in METHODS.items() if method.module != "torchao"]
+HERE = [name for name, method in METHODS.items() if method.module not in ("torchao", "gptqmodel")]
 # their error in the logits over the logits' own spread, in two to five layers with weights of ten times the usual size;
 # outputs that have nothing to do with each other are at 1.41
 CLOSE = {"int8": 0.1, "int4": 0.7, "int2": 1.25, "float8": 0.25}
