@@ -14,9 +14,10 @@ export TOKENIZERS_PARALLELISM ?= false
 # the oldest that is supported, one between, the one of constraints.txt
 VERSIONS := 5.5.4 5.17.0 5.22.2
 ENVIRONMENTS := $(VERSIONS:%=$(CURDIR)/$(VENV)/versions/%)
+INTEL := $(CURDIR)/$(VENV)/versions/optimum-intel
 SITE = $(shell $(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 
-.PHONY: help setup quickstart test test-full test-versions bench lint format clean
+.PHONY: help setup quickstart test test-full test-versions test-intel bench lint format clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -53,6 +54,19 @@ $(CURDIR)/$(VENV)/versions/%/.installed: constraints/transformers-%.txt $(VENV)/
 test-versions: setup $(ENVIRONMENTS:%=%/.installed)  ## saved models in clean environments without hf_ext, by three versions of transformers
 	HF_EXT_PYTHONS="$(ENVIRONMENTS:%=%/bin/python)" HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 \
 		$(BIN)/python -m pytest -n 2 -m heavy tests/hub/test_bundle.py
+
+# optimum-intel wants an older transformers, and without --no-deps a torchvision that nothing here needs
+$(INTEL)/.installed: constraints/optimum-intel.txt $(VENV)/.installed
+	rm -rf $(@D) && $(PYTHON) -m venv --without-pip $(@D)
+	ln -s $(SITE)/torch $(SITE)/torchgen $(SITE)/torch-*.dist-info $(@D)/lib/python3*/site-packages/
+	$(BIN)/python -m pip --python $(@D)/bin/python install --quiet --disable-pip-version-check -c $< \
+		transformers accelerate optimum openvino openvino-tokenizers nncf requests setuptools pytest
+	$(BIN)/python -m pip --python $(@D)/bin/python install --quiet --disable-pip-version-check -c $< --no-deps optimum-intel
+	$(BIN)/python -m pip --python $(@D)/bin/python install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+test-intel: setup $(INTEL)/.installed  ## exports by optimum-intel, in an environment of its own
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(INTEL)/bin/python -m pytest --noconftest tests/export/test_optimum_intel.py
 
 bench: setup  ## tables and plots of what costs what, into outputs/benchmarks
 	$(BIN)/python tests/benchmarks/cross_entropy.py

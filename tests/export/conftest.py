@@ -1,11 +1,16 @@
 """Small models saved with a tokenizer, and exported once for all tests: tracing takes seconds."""
 
+from importlib.util import find_spec
+
 import pytest
 from hub.conftest import make_tokenizer
 from models.grid import ALL_FAMILIES
 
 from hf_ext.export import export_model
 
+
+# optimum-intel wants another transformers: `make test-intel` runs these in an environment of their own
+collect_ignore = [] if find_spec("optimum.intel") else ["test_optimum_intel.py"]
 
 # attention of another size a layer, fewer key/value heads, a window shorter than the texts, a softcap that sdpa hasn't
 DECODER = {

@@ -11,6 +11,9 @@ from optimum.commands.export.base import ExportCommand
 
 NAME = "hf-ext"
 
+if "openvino" in sys.argv:  # optimum-intel's command, which asks nobody for further architectures
+    import hf_ext  # noqa: F401
+
 
 class HfxExportCommand(BaseOptimumCLICommand):
     """The same options and work as `hf-ext export`."""
