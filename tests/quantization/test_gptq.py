@@ -27,8 +27,8 @@ HOW = Quantization(4, "zero_point", "group", GROUP)
 
 
 class StandIn:
-    """Frantar et al. 2023, arXiv 2210.17323, alg. 1, without its blocks: in floats of 64 bits, a group with the scale that it
-    has when its first column comes."""
+    """Frantar et al. 2023, arXiv 2210.17323, alg. 1, without its blocks: in floats of 64 bits, a group with the scale it has
+    when its first column comes."""
 
     def __init__(self, layer: nn.Linear, qcfg: SimpleNamespace):
         assert (qcfg.sym, qcfg.desc_act, qcfg.act_group_aware) == (False, False, False)
