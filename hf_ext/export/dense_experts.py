@@ -34,6 +34,7 @@ def every_expert(
     by_expert = hidden_states.new_zeros(hidden_states.shape[0], experts.num_experts)
     by_expert = by_expert.scatter(-1, chosen, weights.to(by_expert.dtype))  # (N, E)
     first = experts.gate_up_proj if experts.gated else experts.up_proj
-    x = hidden_states.unsqueeze(0) @ first.transpose(1, 2)  # (E, N, 2 I or I); oneDNN wants factors of one rank
+    x = hidden_states.repeat(experts.num_experts, 1).unflatten(0, (experts.num_experts, -1))  # OpenVINO broadcasts none
+    x = torch.bmm(x, first.transpose(1, 2))  # (E, N, 2 I or I)
     x = experts.activation(*x.chunk(2, dim=-1)) if experts.gated else experts.activation(x)
-    return ((x @ experts.down_proj.transpose(1, 2)) * by_expert.T.unsqueeze(-1)).sum(dim=0)
+    return (torch.bmm(x, experts.down_proj.transpose(1, 2)) * by_expert.T.unsqueeze(-1)).sum(dim=0)
