@@ -81,7 +81,7 @@ def _tokenizer_of(path: str | Path) -> PreTrainedTokenizerBase | None:
     """The folder's, None where it has none; of the Hub too."""
     if Path(path).is_dir() and not (Path(path) / "tokenizer_config.json").is_file():
         return None
-    return AutoTokenizer.from_pretrained(path)
+    return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
 
 
 def _export(model, task: str, tokenizer, target: str, out: Path, options: ExportOptions, texts) -> Exported:

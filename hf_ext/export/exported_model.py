@@ -87,7 +87,7 @@ class HfxExportedModel(PreTrainedModel):
         if verify:
             verify_graphs(folder)
         graphs = {name: target.open(folder / file) for name, file in description.parts.items()}
-        config = AutoConfig.from_pretrained(folder)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         config._attn_implementation = "eager"
         model = cls(config, description, graphs, folder)
         if model.can_generate() and (folder / "generation_config.json").is_file():
