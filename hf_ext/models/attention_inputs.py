@@ -2,6 +2,7 @@
 
 import torch
 from torch import nn
+from transformers.cache_utils import DynamicLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from hf_ext.models.pretrained_model import can_look_at
@@ -91,6 +92,16 @@ def changing_frequencies(rotary_emb: nn.ModuleDict, cached_lengths, lengths) -> 
         if rope.depends_on_length and bool(rope.frequencies_change(cached_lengths, lengths).any()):
             return rope.rope_parameters["rope_type"]
     return None
+
+
+def forget_tokens(cache) -> None:
+    """Empties a cache whose keys hold no longer: `Cache.reset`, which in older releases leaves a growing layer as long as it
+    was, zeros for tokens."""
+    cache.reset()
+    for layer in cache.layers:
+        if isinstance(layer, DynamicLayer):
+            layer.keys = layer.values = None
+            layer.is_initialized = False
 
 
 def check_cached_frequencies(rotary_emb: nn.ModuleDict, past_key_values, position_ids: torch.Tensor) -> None:

@@ -31,6 +31,7 @@ from hf_ext.models.attention_inputs import (
     changing_frequencies,
     check_cached_frequencies,
     default_position_ids,
+    forget_tokens,
 )
 from hf_ext.models.attention_masks import causal_masks
 from hf_ext.models.checked_generation import CheckedGenerationMixin
@@ -255,7 +256,7 @@ class HfxDecoderForCausalLM(LanguageModelingHead, HfxDecoderPreTrainedModel, Che
                         f"inputs_embeds: rope_type={rule!r} changes its frequencies "
                         "here and needs the prompt again; generate from input_ids"
                     )
-                past_key_values.reset()
+                forget_tokens(past_key_values)
                 next_sequence_length, kwargs["position_ids"] = None, position_ids
         return super().prepare_inputs_for_generation(
             input_ids,

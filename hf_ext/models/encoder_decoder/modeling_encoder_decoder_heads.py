@@ -14,7 +14,7 @@ from transformers.utils import can_return_tuple
 from hf_ext.layers.dropout import Dropout
 from hf_ext.layers.linear import Linear
 from hf_ext.layers.prediction_head import PredictionHead
-from hf_ext.models.attention_inputs import changing_frequencies, default_position_ids
+from hf_ext.models.attention_inputs import changing_frequencies, default_position_ids, forget_tokens
 from hf_ext.models.checked_generation import CheckedGenerationMixin, padding_mask
 from hf_ext.models.classification_heads import check_problem_type, last_token, predict_spans, sequence_loss
 from hf_ext.models.encoder_decoder.configuration_encoder_decoder import HfxEncoderDecoderConfig
@@ -166,7 +166,7 @@ class HfxEncoderDecoderForConditionalGeneration(
         if past_key_values is not None and any(rope.depends_on_length for rope in rotary_emb.values()) and int(cached):
             lengths = positions[:, -1] + 1
             if changing_frequencies(rotary_emb, lengths - (input_ids.shape[1] - int(cached)), lengths) is not None:
-                past_key_values.self_attention_cache.reset()
+                forget_tokens(past_key_values.self_attention_cache)
                 next_sequence_length = None
         return super().prepare_inputs_for_generation(
             input_ids,
