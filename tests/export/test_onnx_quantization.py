@@ -1,5 +1,6 @@
 """ONNX files in 8 bits: which products they compute so, and how far they are off."""
 
+import random
 import shutil
 from collections import Counter
 
@@ -7,11 +8,13 @@ import onnx
 import pytest
 from models.grid import ALL_FAMILIES
 from safetensors.torch import load_file
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from hf_ext.export import HfxExportedModelForCausalLM, export_model
 from hf_ext.export.onnx_graph import OnnxGraph
 from hf_ext.export.onnx_quantization import quantize_file
-from hf_ext.export.parity import TENSORS, compare
+from hf_ext.export.parity import TENSORS, ParityError, compare
 
 
 def operators(path) -> Counter:
@@ -50,15 +53,25 @@ def test_every_product_with_a_weight(exported_decoder, expected, tmp_path, fixed
     assert not [name for name in folder.iterdir() if name.name.startswith(".")]
 
 
-def test_calibrated_on_texts(saved_decoder, tmp_path):
-    texts = tmp_path / "texts.txt"
-    texts.write_text("a b c a\nb c\nc\n")
-    options = {"quantize": "int8_static", "calibration": texts}
-    exported = export_model(saved_decoder, "onnx", tmp_path / "out", **options)
+def test_calibrated_on_texts(decoder, tmp_path):
+    """Texts of all words: ranges that were seen on few don't hold for others, and the parity says so."""
+    words = [f"w{number}" for number in range(decoder.config.vocab_size)]
+    model = models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="w0")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(model), unk_token="w0")
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    draw = random.Random(0)
+    texts, few = tmp_path / "texts.txt", tmp_path / "few.txt"
+    texts.write_text("".join(" ".join(draw.choices(words, k=12)) + "\n" for _ in range(24)))
+    few.write_text("w4 w5\n")
+    options = {"quantize": "int8_static", "tokenizer": tokenizer}
+    exported = export_model(decoder, "onnx", tmp_path / "out", calibration=texts, **options)
     assert exported.parity.greedy_tokens == 16
     assert operators(exported.folder / "model.onnx")["QuantizeLinear"]
     model = HfxExportedModelForCausalLM.from_pretrained(exported.folder, verify=True)
     assert model.description.quantize == "int8_static"
+    with pytest.raises(ParityError, match=r"more than the [0-9.]+ that tolerance=0\.5 allows"):
+        export_model(decoder, "onnx", tmp_path / "blind", calibration=few, **options)
+    assert not (tmp_path / "blind").exists()
 
 
 def test_a_classifier_is_smaller_and_close(tmp_path):
