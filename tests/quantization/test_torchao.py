@@ -62,7 +62,7 @@ print("RESULTS" + json.dumps(results))
 
 
 @pytest.mark.heavy
-@pytest.mark.skipif(find_spec("torchao") is None, reason="torchao isn't installed: pip install 'hf-ext[export]'")
+@pytest.mark.skipif(find_spec("torchao") is None, reason="torchao isn't installed: pip install 'hf-ext[torchao]'")
 def test_torchaos_methods_come_back():
     done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=False)
     assert "RESULTS" in done.stdout, done.stderr[-2000:]

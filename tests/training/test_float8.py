@@ -15,7 +15,7 @@ from hf_ext.training.arguments import HfxTrainingArguments
 from hf_ext.training.trainer import HfxTrainer
 
 
-pytest.importorskip("torchao", reason="torchao isn't installed: pip install 'hf-ext[export]'")
+pytest.importorskip("torchao", reason="torchao isn't installed: pip install 'hf-ext[torchao]'")
 
 from torchao.float8.float8_linear import Float8Linear
 
