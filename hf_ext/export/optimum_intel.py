@@ -149,11 +149,11 @@ def with_names(forward: Callable, names: Iterable[str]) -> Callable:
 
 
 class TracedDecoder(TracedModel, OVDecoderModelPatcher):
-    pass
+    """Ours as traced, over what optimum-intel does for any decoder."""
 
 
 class TracedEncoderDecoder(TracedModel, OVSeq2SeqModelPatcher):
-    pass
+    """The same of an encoder-decoder."""
 
 
 def check_rope(config: HfxTransformerConfig, use_past: bool) -> None:
