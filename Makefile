@@ -15,13 +15,14 @@ export TOKENIZERS_PARALLELISM ?= false
 VERSIONS := 5.5.4 5.17.0 5.22.2
 ENVIRONMENTS := $(VERSIONS:%=$(CURDIR)/$(VENV)/versions/%)
 INTEL := $(CURDIR)/$(VENV)/versions/optimum-intel
+EXECUTORCH := $(CURDIR)/$(VENV)/versions/executorch
 SITE = $(shell $(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 
 # in a process of its own: one that has run OpenVINO crashes in later tests, at a signal within training
 OPENVINO := tests/export/test_openvino.py
 OPENVINO_TESTS = HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(OPENVINO)
 
-.PHONY: help setup quickstart test test-full test-versions test-intel bench cards lint format clean
+.PHONY: help setup quickstart test test-full test-versions test-intel test-executorch bench cards lint format clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -73,6 +74,18 @@ $(INTEL)/.installed: constraints/optimum-intel.txt $(VENV)/.installed
 
 test-intel: setup $(INTEL)/.installed  ## exports by optimum-intel, in an environment of its own
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(INTEL)/bin/python -m pytest --noconftest tests/export/test_optimum_intel.py
+
+# executorch brings torchao, whose import prints at every import of transformers
+$(EXECUTORCH)/.installed: constraints/executorch.txt $(VENV)/.installed
+	rm -rf $(@D) && $(PYTHON) -m venv --without-pip $(@D)
+	ln -s $(SITE)/torch $(SITE)/torchgen $(SITE)/torch-*.dist-info $(@D)/lib/python3*/site-packages/
+	$(BIN)/python -m pip --python $(@D)/bin/python install --quiet --disable-pip-version-check -c $< \
+		transformers accelerate executorch pytest
+	$(BIN)/python -m pip --python $(@D)/bin/python install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+test-executorch: setup $(EXECUTORCH)/.installed  ## exports for ExecuTorch, in an environment of its own
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(EXECUTORCH)/bin/python -m pytest --noconftest tests/export/test_executorch.py
 
 bench: setup  ## tables and plots of what costs what, into outputs/benchmarks
 	$(BIN)/python tests/benchmarks/cross_entropy.py

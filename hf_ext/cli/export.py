@@ -45,6 +45,12 @@ def export(
     greedy_tokens: Annotated[
         int, typer.Option("--greedy_tokens", min=1, help="Written tokens that are compared.")
     ] = 16,
+    max_batch_size: Annotated[
+        int | None, typer.Option("--max_batch_size", help="Rows that executorch reserves memory for; default 4.")
+    ] = None,
+    max_length: Annotated[
+        int | None, typer.Option("--max_length", help="Likewise tokens of a row; default all positions.")
+    ] = None,
     revision: Annotated[str | None, typer.Option("--revision", help="On the Hub: a branch, tag or commit.")] = None,
     verify: Annotated[
         str | None, typer.Option("--verify", help="Compare an export that is there with torch again.")
@@ -55,6 +61,7 @@ def export(
 
     def do() -> None:
         options = {"quantize": quantize, "calibration": calibration, "task": task, "tolerance": tolerance}
+        options |= {"max_batch_size": max_batch_size, "max_length": max_length}
         if targets:
             typer.echo("\n".join(_targets()))
         elif verify is not None:
@@ -84,9 +91,9 @@ def _write_gguf(model: str, revision: str | None, out: str, options: dict) -> No
     from hf_ext.export.gguf import main as write_gguf
     from hf_ext.hub.model_source import find_model
 
-    for name in ("calibration", "task", "tolerance"):
-        if options[name] is not None:
-            raise ValueError(f"--{name} {options[name]}: has no effect with --to gguf; leave it out")
+    for name, value in options.items():
+        if name != "quantize" and value is not None:
+            raise ValueError(f"--{name} {value}: has no effect with --to gguf; leave it out")
     write_gguf([str(find_model(model, revision).folder), out, "--type", options["quantize"] or "f16"])
 
 

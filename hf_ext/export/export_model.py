@@ -91,7 +91,7 @@ def _export(model, task: str, tokenizer, target: str, out: Path, options: Export
         raise ValueError(
             f"max_position_embeddings={longest}: graphs are traced with {MOST_TOKENS} tokens; use a longer model"
         )
-    config = copy.deepcopy(model.config)
+    config, limits = copy.deepcopy(model.config), options.limits(model.config)
     with as_traced(model):
         parts = parts_of(model, task)
         probed = {}
@@ -112,7 +112,7 @@ def _export(model, task: str, tokenizer, target: str, out: Path, options: Export
             for part in parts:
                 path = folder / files[part.name]
                 with traceable_experts():
-                    made.write(part, part.inputs_of(sample_tokens(model, task, part)), path)
+                    made.write(part, part.inputs_of(sample_tokens(model, task, part)), path, limits)
                 if options.quantize is not None:
                     calibration = None if texts is None else calibration_inputs(model, task, part, tokenizer, texts)
                     made.quantize(path, options.quantize, calibration)

@@ -22,7 +22,7 @@ class OnnxTarget(Target):
         ),
     }
 
-    def write(self, part: Part, inputs: dict, path: Path) -> None:
+    def write(self, part: Part, inputs: dict, path: Path, limits: Mapping[str, int]) -> None:
         from transformers.exporters import OnnxConfig, OnnxExporter
 
         config = OnnxConfig(dynamic=True, dynamic_shapes=dynamic_shapes(part.free))

@@ -24,7 +24,7 @@ class OpenVinoTarget(Target):
         ),
     }
 
-    def write(self, part: Part, inputs: dict, path: Path) -> None:
+    def write(self, part: Part, inputs: dict, path: Path, limits: Mapping[str, int]) -> None:
         from transformers.exporters import OpenVINOConfig, OpenVINOExporter
 
         config = OpenVINOConfig(

@@ -4,6 +4,9 @@ import argparse
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from transformers import PretrainedConfig
+
+from hf_ext.export.parts import MOST_ROWS, MOST_TOKENS
 from hf_ext.export.targets import TARGETS
 from hf_ext.models.configuration_choices import check_choice
 
@@ -18,6 +21,8 @@ class ExportOptions:
         task: as Optimum calls it, "text-generation"; None for the one that the model was saved for.
         tolerance: largest difference that is let pass, as a part of the largest output; None for the quantization's own.
         greedy_tokens: how many are compared, fewer where the model has no more positions.
+        max_batch_size, max_length: largest inputs, of targets that reserve memory for them (executorch); None for 4 rows and
+            for the model's own number of positions. The text that is compared is one row.
     """
 
     quantize: str | None = None
@@ -25,6 +30,8 @@ class ExportOptions:
     task: str | None = None
     tolerance: float | None = None
     greedy_tokens: int = 16
+    max_batch_size: int | None = None
+    max_length: int | None = None
 
     def check(self, target: str) -> None:
         """Raises ValueError, one line, for a target that is unknown or missing here, or an option that it hasn't."""
@@ -47,6 +54,24 @@ class ExportOptions:
             raise ValueError(f"tolerance={self.tolerance}: must be above 0")
         if self.greedy_tokens < 1:
             raise ValueError(f"greedy_tokens={self.greedy_tokens}: must be at least 1")
+        for name, least in (("max_batch_size", MOST_ROWS), ("max_length", MOST_TOKENS)):
+            value = getattr(self, name)
+            if value is not None and not made.has_limits:
+                raise ValueError(f"{name}={value}: {target} takes any; leave it out")
+            if value is not None and value < least:
+                raise ValueError(f"{name}={value}: must be at least {least}, with which graphs are compared")
+
+    def limits(self, config: PretrainedConfig) -> dict[str, int]:
+        """Largest sizes by what they count, see `hf_ext.export.parts.Part`.
+
+        Raises:
+            ValueError: more tokens than the model has positions.
+        """
+        most = config.max_position_embeddings
+        if (self.max_length or 0) > most:
+            raise ValueError(f"max_length={self.max_length}: the model has {most} positions; give that or less")
+        tokens = dict.fromkeys(("tokens", "cached", "kept", "seen", "source", "target"), self.max_length or most)
+        return {"batch": self.max_batch_size or 4, "choices": 8, **tokens}
 
 
 def add_export_arguments(parser: argparse.ArgumentParser) -> None:
@@ -63,6 +88,8 @@ def add_export_arguments(parser: argparse.ArgumentParser) -> None:
         help="largest difference from torch that is let pass, as a part of the largest output",
     )
     parser.add_argument("--greedy_tokens", type=int, default=16, help="how many written tokens are compared")
+    parser.add_argument("--max_batch_size", type=int, help="executorch: rows that memory is reserved for; default: 4")
+    parser.add_argument("--max_length", type=int, help="executorch: likewise tokens of a row; default: all positions")
     parser.add_argument("--verify", action="store_true", help="check the export in OUT again, instead of making one")
     parser.add_argument("out", help="the folder to write")
 

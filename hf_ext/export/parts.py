@@ -26,6 +26,7 @@ from hf_ext.models import HfxDecoderForCausalLM, HfxEncoderDecoderForConditional
 # of the inputs that a graph is traced with; all different, for equal ones would be taken for the same
 BATCH, TOKENS, CACHED, SOURCE, CHOICES = 2, 5, 7, 6, 3
 MOST_TOKENS = CACHED + TOKENS  # of a text
+MOST_ROWS = 3  # that graphs are compared with
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,8 @@ class Part:
         name: of its file, without suffix.
         module: takes its inputs by keyword and gives a dict. Caches are dicts by layer in both, and "past_key_values.0.key"
             is the name of what lies in one: `flat`, `nested`.
-        inputs_of: from tokens to the inputs. free: like the inputs, the dims of each that may have any size.
+        inputs_of: from tokens to the inputs. free: like the inputs, the dims of each that may have any size, by what they
+            count: {0: "batch", 1: "tokens"}. Equal names are equal sizes.
         goes_on: whether it has a cache, and reads what comes after `Tokens.cached`.
     """
 
@@ -99,6 +101,10 @@ def nested(named: Mapping[str, torch.Tensor]) -> dict:
 # but what is only recorded, and caches
 HEADS_GIVE = ("logits", "start_logits", "end_logits", "last_hidden_state", "pooler_output")
 TEXT_INPUTS = ("input_ids", "attention_mask")
+# dims that may have any size
+TEXT = {0: "batch", 1: "tokens"}
+SOURCE_TEXT = {0: "batch", 1: "source"}
+ALL_TOKENS = {0: "batch", 1: "seen"}  # cached ones too
 ENCODER_DECODER = ("encoder_model", "decoder_model", "decoder_with_past_model")
 
 
@@ -153,12 +159,12 @@ def _head(model: PreTrainedModel, task: str) -> Part:
     if getattr(model.config, "type_vocab_size", 0):
         free["token_type_ids"] = _text(task)
     if has_decoder:
-        free["decoder_input_ids"] = (0, 1)
+        free["decoder_input_ids"] = {0: "batch", 1: "target"}
     return Part("model", HeadPart(model), inputs_of, free)
 
 
-def _text(task: str) -> tuple[int, ...]:
-    return (0, 1, 2) if task == "multiple-choice" else (0, 1)
+def _text(task: str) -> dict[int, str]:
+    return {0: "batch", 1: "choices", 2: "tokens"} if task == "multiple-choice" else TEXT
 
 
 class DecoderPart(nn.Module):
@@ -215,8 +221,8 @@ def _decoder(model: HfxDecoderForCausalLM) -> Part:
             "logits_to_keep": torch.arange(max(0, T - (TOKENS - 1)), T),
         }
 
-    free = dict.fromkeys(("input_ids", "attention_mask", "position_ids"), (0, 1))
-    free |= {"past_key_values": _free_cache(_by_layer(model, ("key", "value"))), "logits_to_keep": (0,)}
+    free = {"input_ids": TEXT, "attention_mask": ALL_TOKENS, "position_ids": TEXT}
+    free |= {"past_key_values": _by_layer(model, _cached("cached")), "logits_to_keep": {0: "kept"}}
     return Part("model", module, inputs_of, free, goes_on=True)
 
 
@@ -248,12 +254,12 @@ def empty_cache(shapes: Mapping, batch_size: int) -> dict:
     return torch.zeros(batch_size, K, 0, D)
 
 
-def _by_layer(model: PreTrainedModel, content) -> dict:
-    return {str(layer): dict.fromkeys(content) for layer in range(model.config.num_hidden_layers)}
+def _by_layer(model: PreTrainedModel, content: dict) -> dict:
+    return {str(layer): content for layer in range(model.config.num_hidden_layers)}
 
 
-def _free_cache(cache: Mapping) -> dict:
-    return {layer: dict.fromkeys(tensors, (0, 2)) for layer, tensors in cache.items()}
+def _cached(tokens: str) -> dict:
+    return {kind: {0: "batch", 2: tokens} for kind in ("key", "value")}
 
 
 def cache_of(tensors: Mapping[str, Mapping[str, torch.Tensor]]) -> DynamicCache:
@@ -339,7 +345,7 @@ def _encoder(model: HfxEncoderDecoderForConditionalGeneration) -> Part:
     def inputs_of(tokens: Tokens) -> dict:
         return {"input_ids": tokens.input_ids, "attention_mask": tokens.attention_mask}
 
-    return Part("encoder_model", EncoderPart(model), inputs_of, dict.fromkeys(("input_ids", "attention_mask"), (0, 1)))
+    return Part("encoder_model", EncoderPart(model), inputs_of, dict.fromkeys(TEXT_INPUTS, SOURCE_TEXT))
 
 
 def _first_step(model: HfxEncoderDecoderForConditionalGeneration) -> Part:
@@ -354,7 +360,7 @@ def _first_step(model: HfxEncoderDecoderForConditionalGeneration) -> Part:
             "encoder_attention_mask": tokens.attention_mask,
         }
 
-    free = dict.fromkeys(("input_ids", "encoder_hidden_states", "encoder_attention_mask"), (0, 1))
+    free = {"input_ids": TEXT, "encoder_hidden_states": SOURCE_TEXT, "encoder_attention_mask": SOURCE_TEXT}
     return Part("decoder_model", FirstStepPart(model), inputs_of, free)
 
 
@@ -371,7 +377,6 @@ def _further_step(model: HfxEncoderDecoderForConditionalGeneration) -> Part:
             "past_key_values": cache,
         }
 
-    free = {"input_ids": (0, 1), "encoder_attention_mask": (0, 1)}
-    layers = _by_layer(model, ("decoder", "encoder"))
-    free["past_key_values"] = {i: _free_cache(dict.fromkeys(kinds, ("key", "value"))) for i, kinds in layers.items()}
+    caches = {"decoder": _cached("cached"), "encoder": _cached("source")}
+    free = {"input_ids": TEXT, "encoder_attention_mask": SOURCE_TEXT, "past_key_values": _by_layer(model, caches)}
     return Part("decoder_with_past_model", FurtherStepPart(model), inputs_of, free, goes_on=True)

@@ -45,6 +45,7 @@ class Target(ABC):
         packages: modules that it needs. extra: of ours that installs them. distributions: whose versions are recorded.
         quantizations: by name.
         tolerance: of unquantized numbers, see `Quantization`.
+        has_limits: whether a graph runs inputs up to some size only, which must be known when it is written.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Target(ABC):
     extra: str = "export"
     quantizations: Mapping[str, Quantization] = {}
     tolerance: float = 1e-4
+    has_limits: bool = False
 
     def missing(self) -> str | None:
         """Why it can't be used here, in a few words with the remedy."""
@@ -64,11 +66,12 @@ class Target(ABC):
         return f"{', '.join(absent)} isn't installed; pip install 'hf-ext[{self.extra}]'" if absent else None
 
     @abstractmethod
-    def write(self, part: Part, inputs: dict, path: Path) -> None:
+    def write(self, part: Part, inputs: dict, path: Path, limits: Mapping[str, int]) -> None:
         """Write one graph.
 
         Args:
             inputs: to trace it with. path: of the file; what belongs to it may lie beside it under names that begin alike.
+            limits: largest sizes by what they count, as `Part.free` names them; for targets that have them.
         """
 
     def quantize(self, path: Path, quantization: str, calibration: Iterable[Mapping[str, torch.Tensor]] | None) -> None:

@@ -15,7 +15,7 @@ class TorchExportTarget(Target):
     suffix = ".pt2"
     summary = "programs of torch.export, for torch without the model's code, and for AOTInductor"
 
-    def write(self, part: Part, inputs: dict, path: Path) -> None:
+    def write(self, part: Part, inputs: dict, path: Path, limits: Mapping[str, int]) -> None:
         from transformers.exporters import DynamoConfig, DynamoExporter
 
         config = DynamoConfig(dynamic=True, dynamic_shapes=dynamic_shapes(part.free))

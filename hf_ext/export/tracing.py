@@ -14,11 +14,18 @@ from hf_ext.export.parts import Part
 from hf_ext.layers import mixture_of_experts
 
 
-def dynamic_shapes(free: Mapping | tuple[int, ...]) -> dict:
-    """What torch.export calls it: nested as the part's inputs, dim -> any size."""
-    if isinstance(free, Mapping):
-        return {name: dynamic_shapes(inner) for name, inner in free.items()}
-    return dict.fromkeys(free, torch.export.Dim.DYNAMIC)
+def dynamic_shapes(free: Mapping, sizes: Mapping[str, torch.export.Dim] | None = None) -> dict:
+    """What torch.export calls it: nested as the part's inputs, dim -> any size.
+
+    Args:
+        free: see `Part`. sizes: by what they count, where they have bounds; torch.export tells then which are equal.
+    """
+    return {
+        key: dynamic_shapes(inner, sizes)
+        if isinstance(inner, Mapping)
+        else (torch.export.Dim.DYNAMIC if sizes is None else sizes[inner])
+        for key, inner in free.items()
+    }
 
 
 def exporter_arguments(part: Part, inputs: dict) -> tuple:

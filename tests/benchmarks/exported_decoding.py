@@ -1,10 +1,10 @@
 """Decoding by exports against torch: tokens a second of `generate`, greedy, and what an export takes.
 
-    python tests/benchmarks/exported_decoding.py [--sides torch,onnx,onnx:int8_dynamic] [--new_tokens 64]
-        [--prompt_tokens 32] [--rounds 5] [--layers 12] [--hidden_size 768]
+    python tests/benchmarks/exported_decoding.py [--sides llama,torch,onnx,onnx:int8_dynamic]
+        [--new_tokens 64] [--prompt_tokens 32] [--rounds 5] [--layers 12] [--hidden_size 768]
 
-A side is torch (fp32, transformers' own `generate` over our model) or TARGET[:QUANTIZATION]. Sides in turn in one process,
-one row, the first token left out; shown are medians.
+A side is llama (transformers' Llama of the same weights, fp32), torch (our model, fp32) or TARGET[:QUANTIZATION]. Sides in
+turn in one process, one row, the first token left out; shown are medians.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from hf_ext.export import HfxExportedModelForCausalLM, export_model
 from hf_ext.export.targets import TARGETS
 
 
-SIDES = "torch,onnx,onnx:int8_dynamic"
+SIDES = "llama,torch,onnx,onnx:int8_dynamic,openvino,openvino:int8,openvino:int4"
 HEAD_DIM = 64
 
 
@@ -40,9 +40,10 @@ def sizes_of(layers: int, hidden_size: int) -> dict:
     }
 
 
-def opened(side: str, model, folder: Path) -> tuple:
+def opened(side: str, model, sizes: dict, folder: Path) -> tuple:
     """The model that a side runs, seconds that the export took, its megabytes."""
-    if side == "torch":
+    if side in ("llama", "torch"):
+        model = build("llama", sizes).eval() if side == "llama" else model
         return model, 0.0, sum(p.numel() * p.element_size() for p in model.parameters()) / 2**20
     target, _, quantize = side.partition(":")
     start = time.perf_counter()
@@ -55,7 +56,9 @@ def opened(side: str, model, folder: Path) -> tuple:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--sides", default=SIDES, help=f"torch, or of {', '.join(TARGETS)} with :QUANTIZATION or not")
+    parser.add_argument(
+        "--sides", default=SIDES, help=f"llama, torch, or of {', '.join(TARGETS)} with :QUANTIZATION or not"
+    )
     parser.add_argument("--new_tokens", type=int, default=64)
     parser.add_argument("--prompt_tokens", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=5)
@@ -65,7 +68,8 @@ def main() -> None:
     if arguments.new_tokens < 2:
         parser.error(f"--new_tokens={arguments.new_tokens}: must be at least 2, the first token is not measured")
     transformers.logging.set_verbosity_error()
-    model = build("hf_ext", sizes_of(arguments.layers, arguments.hidden_size)).eval()
+    sizes = sizes_of(arguments.layers, arguments.hidden_size)
+    model = build("hf_ext", sizes).eval()
     prompt = torch.randint(3, 32_000, (1, arguments.prompt_tokens), generator=torch.Generator().manual_seed(1))
     print(
         f"{processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}, Python {platform.python_version()}"
@@ -73,7 +77,7 @@ def main() -> None:
     print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.0f}M parameters, one row, greedy, ", end="")
     print(f"{arguments.prompt_tokens} + {arguments.new_tokens} tokens, median of {arguments.rounds}, sides in turn\n")
     with TemporaryDirectory() as folder:
-        sides = {side: opened(side, model, Path(folder)) for side in arguments.sides.split(",")}
+        sides = {side: opened(side, model, sizes, Path(folder)) for side in arguments.sides.split(",")}
         texts = {side: generate(one, prompt, arguments.new_tokens)[1] for side, (one, *_) in sides.items()}
         seconds: dict[str, list[float]] = {side: [] for side in sides}
         for _ in range(arguments.rounds):

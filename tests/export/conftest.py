@@ -9,8 +9,13 @@ from models.grid import ALL_FAMILIES
 from hf_ext.export import export_model
 
 
-# optimum-intel wants another transformers: `make test-intel` runs these in an environment of their own
-collect_ignore = [] if find_spec("optimum.intel") else ["test_optimum_intel.py"]
+# optimum-intel wants another transformers, executorch brings torchao: `make test-intel` and `make test-executorch` run
+# these in environments of their own
+collect_ignore = [
+    file
+    for package, file in {"optimum.intel": "test_optimum_intel.py", "executorch": "test_executorch.py"}.items()
+    if not find_spec(package)
+]
 
 # attention of another size a layer, fewer key/value heads, a window shorter than the texts, a softcap that sdpa hasn't
 DECODER = {

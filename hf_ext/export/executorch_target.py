@@ -1,0 +1,114 @@
+"""ExecuTorch's programs (.pte), for phones and other small machines, computed by XNNPACK on the CPU.
+
+Its memory is laid out before it runs, so every dim has a largest size: `Target.write`'s `limits`.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from hf_ext.export.dense_experts import dense_experts
+from hf_ext.export.executorch_operators import rewritten
+from hf_ext.export.parts import Part, flat
+from hf_ext.export.target import Graph, Target
+from hf_ext.export.tracing import dynamic_shapes, exporter_arguments, quietly
+
+
+class ExecutorchTarget(Target):
+    name = "executorch"
+    suffix = ".pte"
+    summary = "ExecuTorch, for phones and other small machines"
+    packages = distributions = ("executorch",)
+    extra = "executorch"
+    has_limits = True
+
+    def write(self, part: Part, inputs: dict, path: Path, limits: Mapping[str, int]) -> None:
+        with quietly(), dense_experts(part.module):
+            program = exporter().export(*exporter_arguments(part, inputs), configuration(part, limits))
+        with path.open("wb") as file:
+            program.write_to_file(file)
+        with torch.no_grad():
+            outputs = part.module(**inputs)
+        names = {"inputs": list(flat(inputs)), "outputs": list(flat(outputs))}  # in the file they have none
+        names_of(path).write_text(json.dumps(names, indent=2) + "\n", encoding="utf-8")
+
+    def open(self, path: Path) -> Graph:
+        return ExecutorchGraph(path)
+
+
+def names_of(path: Path) -> Path:
+    """The file beside it that says what its inputs and outputs are called."""
+    return path.with_suffix(".json")
+
+
+# what a graph is traced with shows: a mask of at least so many columns
+LEAST = {"batch": 1, "choices": 1, "tokens": 1, "source": 1, "target": 1, "cached": 0, "kept": 0, "seen": 4}
+
+
+def configuration(part: Part, limits: Mapping[str, int]):
+    """Of transformers' exporter."""
+    from transformers.exporters.exporter_executorch import ExecutorchConfig
+
+    most = {**limits, "seen": limits["seen"] + 2}  # the trace has it that cached and new ones are two each at least
+    sizes = {name: torch.export.Dim(name, min=least, max=most[name]) for name, least in LEAST.items()}
+    return ExecutorchConfig(backend="xnnpack", dynamic=True, dynamic_shapes=dynamic_shapes(part.free, sizes))
+
+
+def exporter():
+    """transformers', with `rewritten` between its trace and its lowering."""
+    from transformers.exporters import DynamoExporter
+    from transformers.exporters.exporter_executorch import ExecutorchExporter
+
+    class RewritingExporter(DynamoExporter):
+        def export(self, *args, **kwargs) -> torch.export.ExportedProgram:
+            return super().export(*args, **kwargs).run_decompositions(rewritten())
+
+    class Exporter(ExecutorchExporter, RewritingExporter):
+        """ExecutorchExporter calls the next in line for its trace."""
+
+    return Exporter()
+
+
+class ExecutorchGraph(Graph):
+    """A loaded program. What it gives is copied out of its memory at each run.
+
+    Raises:
+        ValueError: the runtime lacks an operator, which it names on stderr.
+    """
+
+    def __init__(self, path: Path):
+        with quietly():
+            from executorch.runtime import Runtime
+
+            program = Runtime.get().load_program(path)
+            try:
+                self.method = program.load_method("forward")
+            except RuntimeError as error:
+                raise ValueError(f"{path.name}: this ExecuTorch can't load it ({error}); see stderr") from error
+        names = json.loads(names_of(path).read_text(encoding="utf-8"))
+        self.inputs, self.outputs = names["inputs"], names["outputs"]
+        described = self.method.metadata
+        self.limits = {name: tuple(described.input_tensor_meta(i).sizes()) for i, name in enumerate(self.inputs)}
+
+    def run(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """As `Graph.run`.
+
+        Raises:
+            ValueError: an input that is larger than what memory was laid out for, or the runtime gives up.
+        """
+        given = []
+        for name, limit in self.limits.items():
+            value = inputs[name].detach().contiguous()
+            if any(size > most for size, most in zip(value.shape, limit, strict=True)):
+                raise ValueError(
+                    f"{name}: shape {tuple(value.shape)} is above {limit}, the largest that the program has memory for; "
+                    "export the model again with another max_batch_size or max_length"
+                )
+            given.append(value)
+        try:
+            outputs = self.method.execute(given)
+        except RuntimeError as error:
+            raise ValueError(f"executorch: can't run this graph ({error}); see stderr") from error
+        return dict(zip(self.outputs, outputs, strict=True))
