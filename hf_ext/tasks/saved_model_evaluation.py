@@ -23,6 +23,7 @@ from hf_ext.data import DataArguments, RowArguments, load_documents, load_rows, 
 from hf_ext.data.packing import utf8_bytes
 from hf_ext.models.configuration_choices import check_known
 from hf_ext.tasks import (
+    chain_of_thought,
     generative_question_answering,
     question_answering,
     summarization,
@@ -34,6 +35,7 @@ from hf_ext.tasks import source_and_target as pairs
 from hf_ext.tasks.generation_section import GenerationArguments
 from hf_ext.tasks.objective_section import read_objective
 from hf_ext.tasks.pretraining import REPORTED, PackingArguments
+from hf_ext.tasks.prompts_and_answers import PromptArguments, tokenize
 from hf_ext.tasks.run import Run
 from hf_ext.training.arguments import HfxTrainingArguments
 from hf_ext.training.split_metrics import SplitMetricsTrainer
@@ -43,8 +45,6 @@ from hf_ext.training.trainer import HfxTrainer
 
 # what a run's data section says of the rows, whatever files they are in
 KEPT_OF_DATA = ("columns", "column_names", "json_field", "text_column", "sample_by")
-# sections of recipes whose models are scored by more than one pass over rows
-OWN_SCRIPTS = {"voting": "chain_of_thought", "answers": "chain_of_thought", "writing": "text_generation"}
 
 
 @dataclass(frozen=True)
@@ -110,12 +110,6 @@ def evaluate_saved(
     Raises:
         ValueError: one line: rows that don't fit the task, or a model that is scored otherwise.
     """
-    for name, script in OWN_SCRIPTS.items():
-        if name in sections:
-            raise ValueError(
-                f"evaluate: the model of a {script} recipe is scored by more than one pass over rows; run "
-                f"recipes/{script}/train.py with --model '{{path: …}}'"
-            )
     kept = {name: value for name, value in sections.get("data", {}).items() if name in KEPT_OF_DATA}
     if columns:
         kept["columns"] = dict(columns)
@@ -147,6 +141,8 @@ def _evaluation_for(asked: _Asked) -> Callable[[_Asked], Evaluation]:
             return lambda _: _written(
                 asked, module, "question_answering", module.WrittenAnswerArguments, "answer_texts", module.load
             )
+        if "voting" in asked.sections or "answers" in asked.sections:
+            return _worked_answers
     if has(AutoModelForSeq2SeqLM) or has(AutoModelForCausalLM) or has(AutoModelForMaskedLM):
         return _language_model
     raise ValueError(f"evaluate: doesn't know how a {type(asked.model).__name__} of such a recipe is scored")
@@ -251,6 +247,31 @@ def _written(asked: _Asked, module, section: str, kind: type, target: str, load:
     evaluation = TextEvaluation(encoded["prompt"], module.score(rows, options), generation, batch_size=asked.batch_size)
     scores = evaluation(asked.model, asked.tokenizer)
     return Evaluation(scores, module.predictions(evaluation.texts, rows))
+
+
+def _worked_answers(asked: _Asked) -> Evaluation:
+    """Written greedily, and drawn to vote where the recipe has it so."""
+    task, model, tokenizer = chain_of_thought, asked.model, asked.tokenizer
+    answers, voting = asked.section("answers", task.AnswerArguments), asked.section("voting", task.VotingArguments)
+    prompts = asked.section("prompts", PromptArguments)
+    rows = load_rows(asked.rows(), task.COLUMNS)["validation"]
+    prompts.prepare(tokenizer)
+    examples = tokenize(rows, tokenizer, prompts, where="the file", columns=task.COLUMNS)
+    generation = asked.section("generation", GenerationArguments).config(model, tokenizer)
+    evaluation = task.evaluation(examples, rows, generation, answers, tokenizer, asked.batch_size)
+    scores, drawn = evaluation(model, tokenizer), None
+    if voting.num_samples:
+        drawn = task.draw_answers(
+            model,
+            tokenizer,
+            evaluation.prompts,
+            task.voting_config(generation, voting),
+            answers,
+            batch_size=asked.batch_size,
+            seed=asked.sections.get("training", {}).get("seed", 42),
+        )
+        scores = scores | task.vote_scores(drawn, rows, fallback=answers.fallback)
+    return Evaluation(scores, task.predictions(evaluation.texts, drawn, rows, fallback=answers.fallback))
 
 
 def _language_model(asked: _Asked) -> Evaluation:

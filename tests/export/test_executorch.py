@@ -8,6 +8,7 @@ from models.grid import ALL_FAMILIES, padded, tokens
 
 from hf_ext.export import HfxExportedModelForCausalLM, HfxExportedModelForSeq2SeqLM, export_model, verify
 from hf_ext.export.parity import TENSORS
+from hf_ext.hub.private_strings import check_nothing_private
 
 
 DECODERS = (
@@ -17,13 +18,14 @@ DECODERS = (
     "learned positions",
     "parallel, ReLU², interleaved partial rotary",
     "latent, queries too, interleaved",
-    "longrope",
+    "llama3",
     "shared experts, sigmoid scores, balance bias, first layer dense",
 )
 ENCODER_DECODERS = ("BART: learned positions", "T5: relative, scaled output, untied")
 HEADS = (
     ("encoder", "text", "sandwich, GeGLU, QK-norm by projection, softcap, tied"),
     ("encoder", "body", "sinusoidal positions"),
+    ("encoder", "choice", "longrope"),
     ("encoder", "sequence", "BERT: segments, learned positions, post-norm, biases"),
     ("encoder", "token", "ModernBERT: local and global, no first norm, mean, head on tokens"),
     ("encoder", "question", "relative bias, sliding and global"),
@@ -86,6 +88,7 @@ def test_proof_is_there_and_is_checked_again(llama):
     assert record["greedy_same"] == record["greedy_tokens"] == 16
     assert "executorch" in record["versions"]
     assert json.loads((folder / "model.json").read_text())["inputs"][0] == "input_ids"
+    check_nothing_private(folder, [path.name for path in folder.iterdir()])
     verify(folder)
     with (folder / TENSORS).open("r+b") as file:
         file.seek(-1, 2)

@@ -26,6 +26,7 @@ from hf_ext.export import (
 )
 from hf_ext.export.parity import RECORD, TENSORS
 from hf_ext.export.targets import TARGETS
+from hf_ext.hub.private_strings import check_nothing_private
 
 
 # fp32, the same products in another order
@@ -58,6 +59,7 @@ def test_a_folder_holds_all_that_runs_it_and_its_record(exported_decoder):
     }
     assert not any(name.endswith((".safetensors", ".py")) for name in files - {TENSORS})
     assert not any(SOURCES in path.read_bytes() for path in exported_decoder.iterdir())
+    check_nothing_private(exported_decoder, files)
     record = json.loads((exported_decoder / RECORD).read_text())
     assert 0 < record["parts"]["model"]["max_difference"] < 1e-4
     assert record["greedy_same"] == record["greedy_tokens"] == 16
@@ -110,6 +112,7 @@ def test_experts_and_what_lies_in_a_compressed_cache(tmp_path):
 def test_torch_export(decoder, tmp_path):
     folder = export_model(decoder, "torch-export", tmp_path / "out").folder
     assert SOURCES not in (folder / "model.pt2").read_bytes()
+    check_nothing_private(folder, [path.name for path in folder.iterdir()])
     model = HfxExportedModelForCausalLM.from_pretrained(folder, verify=True)
     ids = tokens(2, 13)
     with torch.no_grad():
@@ -156,6 +159,7 @@ def test_outside_of_the_tolerance_nothing_is_left(tmp_path):
         ("onnx", {"quantize": "int8_dynamic", "calibration": "texts.txt"}, r"calibrates nothing; leave it out"),
         ("onnx", {"quantize": "int8_static", "calibration": "empty.txt"}, r"calibration='empty.txt': holds no text"),
         ("onnx", {"quantize": "int8_static", "calibration": "none.txt"}, r"calibration='none.txt': no such file"),
+        ("onnx", {"max_length": 32}, r"max_length=32: onnx takes any; leave it out"),
         ("onnx", {"tolerance": 0.0}, r"tolerance=0.0: must be above 0"),
         ("onnx", {"task": "fill-mask"}, r"task='fill-mask': must be one of"),
         (
@@ -219,7 +223,8 @@ def test_options_are_those_of_the_command_line():
 
     parser = argparse.ArgumentParser()
     add_export_arguments(parser)
-    line = "-m model --to onnx --quantize int8_static --calibration texts.txt --tolerance 0.5 --greedy_tokens 8 out"
+    line = "-m model --to onnx --quantize int8_static --calibration texts.txt --tolerance 0.5 --greedy_tokens 8"
+    line += " --max_batch_size 3 --max_length 12 out"
     options = options_of(parser.parse_args(line.split()))
     assert dataclasses.asdict(options) == {
         "quantize": "int8_static",
@@ -227,4 +232,6 @@ def test_options_are_those_of_the_command_line():
         "task": None,
         "tolerance": 0.5,
         "greedy_tokens": 8,
+        "max_batch_size": 3,
+        "max_length": 12,
     }

@@ -12,6 +12,7 @@ from hf_ext.export.exported_model import HfxExportedModelForTokenClassification
 from hf_ext.export.openvino_graph import shape_of
 from hf_ext.export.openvino_quantization import quantize_file
 from hf_ext.export.openvino_target import OpenVinoTarget
+from hf_ext.hub.private_strings import check_nothing_private
 
 
 # fp32 by other kernels: sums of some hundred numbers of order 10, in another order
@@ -54,6 +55,7 @@ def encoder(tmp_path_factory):
 @torch.no_grad()
 def test_decoder_writes_the_same(decoder):
     model, folder = decoder
+    check_nothing_private(folder, [path.name for path in folder.iterdir()])
     exported = HfxExportedModelForCausalLM.from_pretrained(folder)
     batch = rows("left")
     real = batch["attention_mask"].bool()

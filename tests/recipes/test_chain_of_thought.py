@@ -6,9 +6,13 @@ from functools import partial
 
 import pytest
 from recipes.recipe_runs import read_lines, run_script
-from transformers import AutoTokenizer, pipeline
+from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
 import hf_ext  # noqa: F401  registers our architectures
+from hf_ext.data import RowArguments, load_rows
+from hf_ext.tasks import chain_of_thought
+from hf_ext.tasks.saved_model_evaluation import evaluate_saved
+from hf_ext.training.recipe_yaml import read_yaml
 
 
 FOLDER = "recipes/chain_of_thought"
@@ -31,6 +35,15 @@ def test_the_debug_recipe_learns_and_resumes(tmp_path):
     right = sum(line["prediction"] == line["answer"] for line in lines) / len(lines)
     assert right == pytest.approx(results["eval_answer_accuracy"])
     assert all(sum(line["votes"].values()) == len(line["drawn"]) == 5 for line in lines)
+
+    # scored again, as `hf-ext evaluate` does
+    sections = read_yaml(out / "recipe.yaml")
+    held_out = tmp_path / "held_out.jsonl"
+    load_rows(RowArguments(**sections["data"]), chain_of_thought.COLUMNS)["validation"].to_json(held_out)
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(out).eval(), AutoTokenizer.from_pretrained(out)
+    found = evaluate_saved(model, tokenizer, sections, str(held_out), batch_size=sections["generation"]["batch_size"])
+    assert {f"eval_{name}": value for name, value in found.scores.items()}.items() <= results.items()
+    assert found.predictions == lines
 
     # stopped half-way and gone on: the same weights
     weights = (out / "model.safetensors").read_bytes()
