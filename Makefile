@@ -78,7 +78,7 @@ test-intel: setup $(INTEL)/.installed  ## exports by optimum-intel, in an enviro
 # executorch brings torchao, whose import prints at every import of transformers
 $(EXECUTORCH)/.installed: constraints/executorch.txt $(VENV)/.installed
 	rm -rf $(@D) && $(PYTHON) -m venv --without-pip $(@D)
-	ln -s $(SITE)/torch $(SITE)/torchgen $(SITE)/torch-*.dist-info $(@D)/lib/python3*/site-packages/
+	ln -s $(SITE)/torch $(SITE)/torchgen $(SITE)/functorch $(SITE)/torch-*.dist-info $(@D)/lib/python3*/site-packages/
 	$(BIN)/python -m pip --python $(@D)/bin/python install --quiet --disable-pip-version-check -c $< \
 		transformers accelerate executorch pytest
 	$(BIN)/python -m pip --python $(@D)/bin/python install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
