@@ -77,8 +77,16 @@ def _one_line(error: TyperException) -> str:
     """The parser's message, with the nearest option where one is unknown, and where to look."""
     context = getattr(error, "ctx", None)
     program = "hf-ext" if context is None else context.command_path
+    option = getattr(error, "option_name", None)
+    if option is not None and context is not None and option.lstrip("-").replace("-", "_") in _places(context):
+        return f"{program}: {option} is no option: it is given by its place, without a name; see {program} --help"
     if nearest := getattr(error, "possibilities", None):
         return f"{program}: {error.message}; did you mean {' or '.join(nearest)}?"
     message = " ".join(error.format_message().split()).rstrip(".")
     hint = "" if message.endswith("?") else f"; see {program} --help"
     return f"{program}: {message}{hint}"
+
+
+def _places(context: typer.Context) -> set[str]:
+    """Names of a command's arguments."""
+    return {one.name for one in context.command.params if one.param_type_name == "argument"}

@@ -65,6 +65,10 @@ def test_help_and_version_start_without_torch():
     ("words", "line"),
     [
         (["trian"], "error: hf-ext: No such command 'trian'. Did you mean 'train'?"),
+        (
+            ["export", "--model", "x"],
+            "error: hf-ext export: --model is no option: it is given by its place, without a name; see hf-ext export --help",
+        ),
         (["--versoin"], "error: hf-ext: No such option: --versoin; did you mean --version?"),
         (
             ["generate", "m", "--temprature", "1"],
