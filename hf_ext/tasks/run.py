@@ -293,6 +293,12 @@ class Run:
             }
         )
 
+    def print_where(self) -> None:
+        """Where the run's files are, in a line that may be shown to others: no folder that leads there from the root."""
+        output = str(self.output)
+        name = without_local_paths(output)
+        print(f"everything is in {name}" + ("" if name == output else ", the folder of training.output_dir"))
+
     def finish(self, trainer: HfxTrainer, facts: RunFacts, probe_text: str, **options) -> None:
         """Curves, card, the proof that a fresh process computes the same, and the push where it was asked for.
 
@@ -313,7 +319,7 @@ class Run:
             model_card(model, self.output, facts).save(self.output / "README.md")
             if self.adapter.quantize is None:  # else what is saved is an adapter, to weights that aren't quantized
                 prove_reload(model, trainer.processing_class, self.output, probe_text)
-            print(f"everything is in {without_local_paths(str(self.output))}")
+            self.print_where()
             if self.push is not None:
                 self.push.run(self.output)
 

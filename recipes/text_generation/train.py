@@ -71,7 +71,7 @@ def main(argv: list[str]) -> None:
         print(f"\n{task.as_markdown(table)}")
     run.write_lines("samplers.jsonl", lines)
     if writing.only:
-        print(f"everything is in {run.output}")
+        run.print_where()
         return
 
     facts = run.facts(
