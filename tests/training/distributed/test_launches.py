@@ -119,7 +119,7 @@ def test_a_killed_rank_and_two_nodes(tmp_path):
     ]
     printed = succeed([*killed, *options(tmp_path / "killed")])
     assert (tmp_path / "marker").exists()
-    assert f"going on from {tmp_path / 'killed' / 'checkpoint-3'} (3 steps done)" in printed
+    assert "going on from checkpoint-3 (3 steps done)" in printed
     again = load_file(tmp_path / "killed" / "model.safetensors")
     assert all(bool((again[name] == weight).all()) for name, weight in whole.items())
 
