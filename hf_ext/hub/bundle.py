@@ -208,8 +208,10 @@ def source_commit() -> str | None:
 
 
 def _git(*arguments: str) -> str | None:
+    # without a lock, which a run that is killed here would leave in the checkout
+    command = ["git", "--no-optional-locks", *arguments]
     try:
-        done = subprocess.run(["git", *arguments], cwd=PACKAGE, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, cwd=PACKAGE, capture_output=True, text=True, check=False)
     except FileNotFoundError:  # no git here
         return None
     return done.stdout if done.returncode == 0 else None

@@ -24,7 +24,7 @@ from transformers.utils import PushToHubMixin
 
 import hf_ext
 from hf_ext import HfxDecoderConfig, HfxDecoderForCausalLM
-from hf_ext.hub import bundle_of, check_bundle
+from hf_ext.hub import bundle, bundle_of, check_bundle
 from hf_ext.models.saved_code import saving_code
 from hf_ext.registry import FAMILIES
 
@@ -150,6 +150,20 @@ def test_where_hf_ext_is_installed_the_entry_takes_its_classes(tmp_path, monkeyp
     monkeypatch.setattr(entry, "version", lambda name: "0.0.1")
     with pytest.raises(ImportError, match=r"hf_ext==0\.0\.1: older than the code of this model"):
         entry.is_installed()
+
+
+def test_asking_for_the_commit_writes_nothing(tmp_path, monkeypatch):
+    """Else a run that is killed meanwhile leaves a lock, and git refuses to work in the checkout."""
+    monkeypatch.setattr(bundle, "PACKAGE", tmp_path)
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=n", "-c", "user.email=e"]
+    (tmp_path / "code.py").write_text("x = 1\n")
+    for words in (["init", "-q"], ["add", "."], ["commit", "-qm", "m"]):
+        subprocess.run([*git, *words], check=True)
+    index = tmp_path / ".git" / "index"
+    before = index.read_bytes()
+    os.utime(tmp_path / "code.py", (1, 1))  # as git doesn't know it: it would look, and note what it saw
+    assert bundle._git("status", "--porcelain") == ""
+    assert index.read_bytes() == before
 
 
 @over_families
