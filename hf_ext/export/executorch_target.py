@@ -4,11 +4,13 @@ Its memory is laid out before it runs, so every dim has a largest size: `Target.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import nn
 from torch._dynamo.exc import UserError
 
 from hf_ext.export.dense_experts import dense_experts
@@ -27,7 +29,7 @@ class ExecutorchTarget(Target):
     has_limits = True
 
     def write(self, part: Part, inputs: dict, path: Path, limits: Mapping[str, int]) -> None:
-        with quietly(), dense_experts(part.module):
+        with quietly(), dense_experts(part.module), trainable_as_before(part.module):
             program = exporter().export(*exporter_arguments(part, inputs), configuration(part, limits))
         with path.open("wb") as file:
             program.write_to_file(file)
@@ -38,6 +40,17 @@ class ExecutorchTarget(Target):
 
     def open(self, path: Path) -> Graph:
         return ExecutorchGraph(path)
+
+
+@contextmanager
+def trainable_as_before(module: nn.Module) -> Iterator[None]:
+    """transformers' exporter freezes what it is given, which may be somebody's model in training."""
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    try:
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
 
 
 def names_of(path: Path) -> Path:

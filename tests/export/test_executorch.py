@@ -83,7 +83,8 @@ def test_heads(family, head, name, tmp_path):
 
 
 def test_proof_is_there_and_is_checked_again(llama):
-    _, folder = llama
+    model, folder = llama
+    assert all(parameter.requires_grad for parameter in model.parameters())
     record = json.loads((folder / "parity.json").read_text())
     assert record["greedy_same"] == record["greedy_tokens"] == 16
     assert "executorch" in record["versions"]
