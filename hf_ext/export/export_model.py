@@ -149,7 +149,8 @@ def _compare_text(
 ) -> tuple[int, int]:
     """Tokens compared and tokens alike; prompt and tokens join `probed`."""
     prompt = prompt_of(_vocabularies(model, task)[0])
-    num_tokens = min(options.greedy_tokens, model.config.max_position_embeddings - prompt.shape[1])
+    longest = options.max_length or model.config.max_position_embeddings
+    num_tokens = min(options.greedy_tokens, longest - prompt.shape[1])
     expected = write(model, prompt, num_tokens)
     written = write(WRITING[task].from_pretrained(folder), prompt, num_tokens)
     same = tokens_alike(written, expected)

@@ -20,7 +20,7 @@ class ExportOptions:
         calibration: path of texts for quantizations that calibrate: one a line, or JSON lines with "text" (and "target").
         task: as Optimum calls it, "text-generation"; None for the one that the model was saved for.
         tolerance: largest difference that is let pass, as a part of the largest output; None for the quantization's own.
-        greedy_tokens: how many are compared, fewer where the model has no more positions.
+        greedy_tokens: how many are compared, fewer where the model or `max_length` has no more positions.
         max_batch_size, max_length: largest inputs, of targets that reserve memory for them (executorch); None for 4 rows and
             for the model's own number of positions. The text that is compared is one row.
     """

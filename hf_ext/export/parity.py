@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from hf_ext.export.exported_folder import Description, read_description
-from hf_ext.export.parts import Part, Tokens, flat
+from hf_ext.export.parts import MOST_ROWS, Part, Tokens, flat
 from hf_ext.export.target import Graph
 from hf_ext.export.targets import TARGETS
 
@@ -63,7 +63,7 @@ def probe_tokens(part: Part, task: str, vocab_size: int, decoder_vocab_size: int
 
     probes = []
     # rows, tokens at hand, tokens of the cache, tokens of the source
-    for batch, tokens, cached, source in [(1, 1, 0, 1), (3, 9, 0, 8), (3, 1, 9, 8), (2, 4, 6, 5)]:
+    for batch, tokens, cached, source in [(1, 1, 0, 1), (MOST_ROWS, 9, 0, 8), (MOST_ROWS, 1, 9, 8), (2, 4, 6, 5)]:
         if decoder_vocab_size is not None:
             if part.goes_on != bool(cached):
                 continue

@@ -110,6 +110,15 @@ def test_more_than_there_is_memory_for(llama):
         torch.testing.assert_close(exported(longest).logits, model(longest).logits, atol=5e-5, rtol=1e-5)
 
 
+def test_the_least_memory(tmp_path):
+    """What is compared fits into it, the text too."""
+    folder = export_model(
+        made("decoder", "text", "llama"), "executorch", tmp_path / "out", max_batch_size=3, max_length=12
+    ).folder
+    record = json.loads((folder / "parity.json").read_text())
+    assert 0 < record["greedy_same"] == record["greedy_tokens"] < 12
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
