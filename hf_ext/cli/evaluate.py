@@ -24,7 +24,7 @@ def add_to(app: typer.Typer) -> None:
 
 def evaluate(
     model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="A run's folder, or another with a model and tokenizer.")
+        str, typer.Argument(metavar="MODEL", help="A run's folder, an export's, or another with a model and tokenizer.")
     ],
     data_files: Annotated[
         list[str], typer.Argument(help="json, jsonl, csv, tsv, parquet, txt: paths, globs; or en=FILE de=FILE.")

@@ -55,7 +55,7 @@ def load_model(
     device: str | None = None,
     attn_implementation: str | None = None,
 ):
-    """The model in eval mode on its device; quantized, or with its adapter, where that is what the folder holds.
+    """The model in eval mode on its device; quantized, exported, or with its adapter, where that is what the folder holds.
 
     Args:
         source: from `find_model`. auto_class: the Auto class that loads it. base: of an adapter.
@@ -67,9 +67,12 @@ def load_model(
     from safetensors import SafetensorError
     from transformers.utils import logging
 
+    from hf_ext.export.exported_folder import DESCRIPTION as EXPORTED
     from hf_ext.quantization.saving import DESCRIPTION, load_quantized
 
     logging.disable_progress_bar()
+    if (source.folder / EXPORTED).is_file():
+        return _open_export(source.folder, dtype=dtype, device=device, attn_implementation=attn_implementation)
     options = {}
     if dtype is not None:
         if not isinstance(getattr(torch, dtype, None), torch.dtype):
@@ -102,6 +105,18 @@ def load_model(
         except SafetensorError as error:
             raise ValueError(f"{source.folder}: its weights can't be read ({error}); save the model again") from error
     return model.to(_device(device)).eval()
+
+
+def _open_export(folder: Path, **asked):
+    """Raises ValueError for what its graphs had decided when they were written."""
+    from hf_ext.export.opening import open_export
+
+    for name, value in asked.items():
+        if value is not None and (name, value) != ("device", "cpu"):
+            raise ValueError(
+                f"--{name} {value}: has no effect on an export, which runs on the CPU as it is; leave it out"
+            )
+    return open_export(folder)
 
 
 def whole_model(source, base: str | None):

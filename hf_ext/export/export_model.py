@@ -21,6 +21,8 @@ from hf_ext.export.parts import MOST_TOKENS, cache_shapes, parts_of, sample_toke
 from hf_ext.export.targets import TARGETS
 from hf_ext.export.tasks import check_exportable, exported_attention, load_for_export, task_of
 from hf_ext.export.tracing import traceable_experts
+from hf_ext.training.local_paths import public_yaml
+from hf_ext.training.recipe_yaml import read_yaml
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,7 @@ def export_model(
     options.check(target)
     check_new_folder(out)
     texts = None if options.calibration is None else read_texts(options.calibration)
+    recipe = None
     if isinstance(model, PreTrainedModel):
         task, given = task_of(model), task
         check_exportable(model)
@@ -71,10 +74,10 @@ def export_model(
     else:
         path = model
         model, task = load_for_export(path, task or options.task)
-        tokenizer = tokenizer or _tokenizer_of(path)
+        tokenizer, recipe = tokenizer or _tokenizer_of(path), _recipe_of(path)
     if texts is not None and tokenizer is None:
         raise ValueError(f"calibration={str(options.calibration)!r}: there is no tokenizer to read it; give tokenizer=")
-    return _export(model, task, tokenizer, target, Path(out), options, texts)
+    return _export(model, task, tokenizer, recipe, target, Path(out), options, texts)
 
 
 def _tokenizer_of(path: str | Path) -> PreTrainedTokenizerBase | None:
@@ -84,7 +87,16 @@ def _tokenizer_of(path: str | Path) -> PreTrainedTokenizerBase | None:
     return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
 
 
-def _export(model, task: str, tokenizer, target: str, out: Path, options: ExportOptions, texts) -> Exported:
+def _recipe_of(path: str | Path) -> str | None:
+    """YAML of the run that trained it, by which `hf-ext evaluate` knows what the task is; without this machine's paths."""
+    recipe = Path(path) / "recipe.yaml"
+    if not recipe.is_file():
+        return None
+    read_yaml(recipe)  # raises its one line
+    return public_yaml(recipe.read_text(encoding="utf-8"))
+
+
+def _export(model, task: str, tokenizer, recipe, target: str, out: Path, options: ExportOptions, texts) -> Exported:
     made = TARGETS[target]
     longest = model.config.max_position_embeddings
     if longest < MOST_TOKENS:
@@ -117,6 +129,8 @@ def _export(model, task: str, tokenizer, target: str, out: Path, options: Export
                     calibration = None if texts is None else calibration_inputs(model, task, part, tokenizer, texts)
                     made.quantize(path, options.quantize, calibration)
             write_description(folder, description, config, model, tokenizer)
+            if recipe is not None:
+                (folder / "recipe.yaml").write_text(recipe, encoding="utf-8")
             tolerance = options.tolerance
             if tolerance is None:
                 tolerance = made.quantizations[options.quantize].tolerance if options.quantize else made.tolerance

@@ -1,6 +1,7 @@
 """An export as a folder, which appears whole or not at all.
 
-export.json  config.json  generation_config.json  (the tokenizer's files)  the graphs' files  parity.json  parity.safetensors
+export.json  config.json  generation_config.json  (the tokenizer's files)  (recipe.yaml)  the graphs' files  parity.json
+parity.safetensors
 """
 
 import json

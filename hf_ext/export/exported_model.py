@@ -27,6 +27,7 @@ from hf_ext.export.exported_folder import Description, new_folder, read_descript
 from hf_ext.export.parity import verify_graphs
 from hf_ext.export.target import Graph
 from hf_ext.export.targets import TARGETS
+from hf_ext.models.classification_heads import sequence_loss, span_loss, token_loss
 
 
 class HfxExportedModel(PreTrainedModel):
@@ -40,6 +41,7 @@ class HfxExportedModel(PreTrainedModel):
     base_model_prefix = "model"
     task: str
     output_class: type[ModelOutput]
+    accepts_loss_kwargs = False  # the Trainer's num_items_in_batch, for training
     # the graph has its own attention, which was chosen when it was made
     _supports_sdpa = _supports_flash_attn = _supports_flex_attn = _supports_attention_backend = True
 
@@ -183,26 +185,70 @@ class HfxExportedModelForFeatureExtraction(HfxExportedModel):
     output_class = BaseModelOutput
 
 
-class HfxExportedModelForMaskedLM(HfxExportedModel):
+class LabelledExport(HfxExportedModel):
+    """One whose graph gives `logits`; with labels there is the loss too, so that the Trainer can evaluate it."""
+
+    def forward(
+        self,
+        input_ids: torch.LongTensor,
+        attention_mask: torch.LongTensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        labels: torch.Tensor | None = None,
+        return_dict: bool | None = None,
+        **kwargs,
+    ) -> ModelOutput:
+        """As the base's. labels: what the head's class in torch takes."""
+        found = super().forward(input_ids, attention_mask, token_type_ids, **kwargs)
+        if labels is not None:
+            found = self.output_class(loss=self.loss(found.logits, labels), **found)
+        return found.to_tuple() if return_dict is False else found
+
+    def loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Mean cross-entropy of the labels other than -100. logits: (..., classes). labels: (...)."""
+        return token_loss(logits, labels)
+
+
+class HfxExportedModelForMaskedLM(LabelledExport):
     task = "fill-mask"
     output_class = MaskedLMOutput
 
 
-class HfxExportedModelForSequenceClassification(HfxExportedModel):
+class HfxExportedModelForSequenceClassification(LabelledExport):
     task = "text-classification"
     output_class = SequenceClassifierOutput
 
+    def loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """By the configuration's problem_type, see `hf_ext.models.classification_heads.sequence_loss`."""
+        return sequence_loss(logits, labels, self.config)
 
-class HfxExportedModelForTokenClassification(HfxExportedModel):
+
+class HfxExportedModelForTokenClassification(LabelledExport):
     task = "token-classification"
     output_class = TokenClassifierOutput
+
+
+class HfxExportedModelForMultipleChoice(LabelledExport):
+    task = "multiple-choice"
+    output_class = MultipleChoiceModelOutput
 
 
 class HfxExportedModelForQuestionAnswering(HfxExportedModel):
     task = "question-answering"
     output_class = QuestionAnsweringModelOutput
 
-
-class HfxExportedModelForMultipleChoice(HfxExportedModel):
-    task = "multiple-choice"
-    output_class = MultipleChoiceModelOutput
+    def forward(
+        self,
+        input_ids: torch.LongTensor,
+        attention_mask: torch.LongTensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        start_positions: torch.LongTensor | None = None,
+        end_positions: torch.LongTensor | None = None,
+        return_dict: bool | None = None,
+        **kwargs,
+    ) -> ModelOutput:
+        """As the base's. start_positions, end_positions: (B,), of the answers; with both there is the loss too."""
+        found = super().forward(input_ids, attention_mask, token_type_ids, **kwargs)
+        if start_positions is not None and end_positions is not None:
+            loss = span_loss(found.start_logits, found.end_logits, start_positions, end_positions, attention_mask)
+            found = self.output_class(loss=loss, **found)
+        return found.to_tuple() if return_dict is False else found

@@ -174,6 +174,8 @@ class ObjectiveSection:
         names = {field.name for field in dataclasses.fields(self.entry.collator)}
         given = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id, "seed": seed}
         given |= self.entry.token_ids(tokenizer, config)
+        if self.options.get("unit", "token") == "token":  # which reads no words
+            given.pop("tokenizer", None)
         return self.entry.collator(**{name: value for name, value in given.items() if name in names}, **self.options)
 
 

@@ -32,6 +32,7 @@ from hf_ext.tasks import (
     translation,
 )
 from hf_ext.tasks import source_and_target as pairs
+from hf_ext.tasks.document_scores import score_documents
 from hf_ext.tasks.generation_section import GenerationArguments
 from hf_ext.tasks.objective_section import read_objective
 from hf_ext.tasks.pretraining import REPORTED, PackingArguments
@@ -65,6 +66,11 @@ class _Asked:
     data: dict
     batch_size: int
     max_rows: int | None
+
+    @property
+    def is_export(self) -> bool:
+        """Whether it is a graph of another engine, without weights of torch's."""
+        return next(self.model.parameters(), None) is None
 
     def section(self, name: str, kind: type):
         """A section as its task reads it."""
@@ -121,7 +127,10 @@ def evaluate_saved(
 
 def _evaluation_for(asked: _Asked) -> Callable[[_Asked], Evaluation]:
     def has(auto_class) -> bool:
-        return auto_class._model_mapping.get(type(asked.model.config), None) is type(asked.model)
+        head = auto_class._model_mapping.get(type(asked.model.config), None)
+        if asked.is_export:
+            return head is not None and head.__name__ in (asked.model.config.architectures or ())
+        return head is type(asked.model)
 
     if has(AutoModelForSequenceClassification):
         return _classes
@@ -284,6 +293,16 @@ def _language_model(asked: _Asked) -> Evaluation:
     rows = pack_dataset(documents, tokenizer, add_bos_token=objective.entry.has_bos, **vars(packing))
     collator = objective.collator(tokenizer, config, seed=0)
     num_bytes = utf8_bytes(documents) if objective.name == "causal" else None
+    if asked.is_export:
+        scored = score_documents(
+            asked.model,
+            rows,
+            collator,
+            pad_token_id=tokenizer.pad_token_id,
+            batch_size=asked.batch_size,
+            shifts=objective.kind == "causal",
+        )
+        return Evaluation(scored.metrics(num_bytes), [])
     output = _predict(asked, HfxTrainer, rows, data_collator=collator, eval_num_bytes=num_bytes, loss_only=True)
     return Evaluation(
         {name.removeprefix("eval_"): output.metrics[name] for name in REPORTED if name in output.metrics}, []
