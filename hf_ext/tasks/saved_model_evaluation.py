@@ -21,7 +21,7 @@ from transformers import (
 
 from hf_ext.data import DataArguments, RowArguments, load_documents, load_rows, pack_dataset
 from hf_ext.data.packing import utf8_bytes
-from hf_ext.models.configuration_choices import check_known
+from hf_ext.models.configuration_choices import check_choice, check_known
 from hf_ext.tasks import (
     chain_of_thought,
     generative_question_answering,
@@ -196,7 +196,8 @@ def _tags(asked: _Asked) -> Evaluation:
     rows = task.tagged_texts(rows, options, "the file")
     config = asked.model.config
     labels = task.TagLabels([config.id2label[number] for number in range(config.num_labels)])
-    check_known("tags", sorted({tag for tags in rows["tags"] for tag in tags}), labels.names)
+    for tag in sorted({tag for tags in rows["tags"] for tag in tags}):
+        check_choice("tags", tag, labels.names)
     read = task.windows(rows, asked.tokenizer, labels, options, config.max_position_embeddings, "the file")
     output = _predict(
         asked,

@@ -5,13 +5,15 @@ from pathlib import Path
 
 import pytest
 from cli.command_line import hf_ext_command
-from cli.saved_models import TEXT, save_tiny_decoder
+from cli.saved_models import TEXT, save_tiny_decoder, tiny_tokenizer
 from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from hf_ext import HfxEncoderConfig, HfxEncoderForTokenClassification
 from hf_ext.cli.main import main
 from hf_ext.data import RowArguments, load_rows
 from hf_ext.tasks import text_classification
+from hf_ext.tasks.saved_model_evaluation import evaluate_saved
 
 
 ROOT = Path(__file__).parents[2]
@@ -141,3 +143,14 @@ def test_what_cannot_be_evaluated(tmp_path, capsys):
     assert "could not determine a constructor" in hf_ext_command(capsys, "evaluate", folder, texts).line
     (folder / "recipe.yaml").unlink()
     assert "does not exist" in hf_ext_command(capsys, "evaluate", folder, tmp_path / "no.txt").line
+
+
+def test_a_tag_that_the_model_has_not(tmp_path):
+    labels = {0: "O", 1: "B-PERSON", 2: "I-PERSON"}
+    model = HfxEncoderForTokenClassification(
+        HfxEncoderConfig(vocab_size=300, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, id2label=labels)
+    )
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(json.dumps({"tokens": ["Oslo"], "tags": ["B-PLACE"]}) + "\n")
+    with pytest.raises(ValueError, match=r"^tags='B-PLACE': must be one of O, B-PERSON, I-PERSON"):
+        evaluate_saved(model.eval(), tiny_tokenizer(), {}, str(rows))
