@@ -84,8 +84,9 @@ $(EXECUTORCH)/.installed: constraints/executorch.txt $(VENV)/.installed
 	$(BIN)/python -m pip --python $(@D)/bin/python install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
-test-executorch: setup $(EXECUTORCH)/.installed  ## exports for ExecuTorch, in an environment of its own
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(EXECUTORCH)/bin/python -m pytest --noconftest tests/export/test_executorch.py
+test-executorch: setup $(EXECUTORCH)/.installed  ## exports for ExecuTorch and torchao's numbers, in an environment of its own
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(EXECUTORCH)/bin/python -m pytest --noconftest \
+		tests/export/test_executorch.py tests/quantization/test_torchao.py
 
 bench: setup  ## tables and plots of what costs what, into outputs/benchmarks
 	$(BIN)/python tests/benchmarks/cross_entropy.py

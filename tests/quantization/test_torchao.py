@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 
@@ -64,7 +65,8 @@ print("RESULTS" + json.dumps(results))
 @pytest.mark.heavy
 @pytest.mark.skipif(find_spec("torchao") is None, reason="torchao isn't installed: pip install 'hf-ext[torchao]'")
 def test_torchaos_methods_come_back():
-    done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=False)
+    tests = Path(__file__).parents[1]  # the script imports from there
+    done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=False, cwd=tests)
     assert "RESULTS" in done.stdout, done.stderr[-2000:]
     results = json.loads(done.stdout.split("RESULTS")[1])
     trained = results.pop("trained")
