@@ -72,7 +72,7 @@ def load_model(
 
     logging.disable_progress_bar()
     if (source.folder / EXPORTED).is_file():
-        return _open_export(source.folder, dtype=dtype, device=device, attn_implementation=attn_implementation)
+        return _open_export(source, dtype=dtype, device=device, attn_implementation=attn_implementation)
     options = {}
     if dtype is not None:
         if not isinstance(getattr(torch, dtype, None), torch.dtype):
@@ -107,16 +107,18 @@ def load_model(
     return model.to(_device(device)).eval()
 
 
-def _open_export(folder: Path, **asked):
-    """Raises ValueError for what its graphs had decided when they were written."""
+def _open_export(source, **asked):
+    """Raises ValueError for what its graphs had decided when they were written, and for one on the Hub."""
     from hf_ext.export.opening import open_export
 
+    if source.commit is not None:  # what was fetched of it are the files that transformers reads
+        raise ValueError("MODEL: is an export, whose graphs are read from a folder; fetch it with hf-ext pull first")
     for name, value in asked.items():
         if value is not None and (name, value) != ("device", "cpu"):
             raise ValueError(
                 f"--{name} {value}: has no effect on an export, which runs on the CPU as it is; leave it out"
             )
-    return open_export(folder)
+    return open_export(source.folder)
 
 
 def whole_model(source, base: str | None):

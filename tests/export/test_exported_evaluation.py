@@ -7,6 +7,7 @@ import pytest
 import torch
 from cli.command_line import hf_ext_command
 from cli.saved_models import TEXT, save_tiny_decoder, tiny_tokenizer
+from transformers import AutoModelForCausalLM
 
 from hf_ext import (
     HfxEncoderConfig,
@@ -17,7 +18,9 @@ from hf_ext import (
     HfxEncoderForSequenceClassification,
     HfxEncoderForTokenClassification,
 )
+from hf_ext.cli.loading import load_model
 from hf_ext.export import HfxExportedModelForSequenceClassification
+from hf_ext.hub.model_source import ModelSource
 from hf_ext.objectives import PrefixLMCollator
 from hf_ext.tasks.document_scores import documents_of
 
@@ -121,6 +124,8 @@ def test_the_perplexity_of_documents_packed_into_rows(tmp_path, capsys):
     assert evaluate(capsys, out, *words, "--device", "cpu") == pytest.approx(expected, rel=1e-5)
     line = hf_ext_command(capsys, "evaluate", out, texts, "--dtype", "bfloat16").line
     assert "--dtype bfloat16: has no effect on an export" in line
+    with pytest.raises(ValueError, match="fetch it with hf-ext pull first"):
+        load_model(ModelSource(out, "0" * 40, False), AutoModelForCausalLM)
     # and it writes
     words = ["import", "--max_new_tokens", "5"]
     assert hf_ext_command(capsys, "generate", out, *words).out == hf_ext_command(capsys, "generate", folder, *words).out
