@@ -54,7 +54,7 @@ test-full: setup $(VENV)/.deepspeed_ops  ## the tests, long matrices too
 # nothing in it but transformers and what it asks for; torch is the same hundreds of megabytes, so it is linked
 $(CURDIR)/$(VENV)/versions/%/.installed: constraints/transformers-%.txt $(VENV)/.installed
 	rm -rf $(@D) && $(PYTHON) -m venv --without-pip $(@D)
-	ln -s $(SITE)/torch $(SITE)/torchgen $(SITE)/torch-*.dist-info $(@D)/lib/python3*/site-packages/
+	ln -s $(SITE)/torch $(SITE)/torchgen $(SITE)/functorch $(SITE)/torch-*.dist-info $(@D)/lib/python3*/site-packages/
 	$(BIN)/python -m pip --python $(@D)/bin/python install --quiet --disable-pip-version-check -c $< transformers accelerate
 	@touch $@
 
@@ -65,7 +65,7 @@ test-versions: setup $(ENVIRONMENTS:%=%/.installed)  ## saved models in clean en
 # optimum-intel wants an older transformers, and without --no-deps a torchvision that nothing here needs
 $(INTEL)/.installed: constraints/optimum-intel.txt $(VENV)/.installed
 	rm -rf $(@D) && $(PYTHON) -m venv --without-pip $(@D)
-	ln -s $(SITE)/torch $(SITE)/torchgen $(SITE)/torch-*.dist-info $(@D)/lib/python3*/site-packages/
+	ln -s $(SITE)/torch $(SITE)/torchgen $(SITE)/functorch $(SITE)/torch-*.dist-info $(@D)/lib/python3*/site-packages/
 	$(BIN)/python -m pip --python $(@D)/bin/python install --quiet --disable-pip-version-check -c $< \
 		transformers accelerate optimum openvino openvino-tokenizers nncf requests setuptools pytest
 	$(BIN)/python -m pip --python $(@D)/bin/python install --quiet --disable-pip-version-check -c $< --no-deps optimum-intel

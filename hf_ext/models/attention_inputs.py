@@ -32,9 +32,7 @@ def attention_inputs(
     """
     implementation = config._attn_implementation
     angles = {kind: rope(position_ids, dtype=inputs_embeds.dtype) for kind, rope in rotary_emb.items()}
-    attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
-    if implementation == "flex_attention":
-        attend = with_flex_limits(attend)
+    attend = attention_function(implementation)
     if config.attention_type != "multi_head":  # values are of another size than queries and keys
         attend = with_equal_head_dims(implementation, attend)
     return {
@@ -46,6 +44,30 @@ def attention_inputs(
         }
         for kind, mask in masks.items()
     }
+
+
+def attention_function(implementation: str):
+    """The call of an attention implementation, which refuses what it would compute wrongly."""
+    attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
+    if implementation == "flex_attention":
+        return with_flex_limits(attend)
+    if implementation.startswith("paged|"):
+        return _with_paged_cache(attend, implementation)
+    return attend
+
+
+def _with_paged_cache(attend, implementation: str):
+    """`attend`, refused without the paged cache: transformers before 5.22 then lets tokens see those after them."""
+
+    def attend_in_pages(module, query, key, value, attention_mask, **kwargs):
+        if kwargs.get("cache") is None:
+            raise ValueError(
+                f"attn_implementation={implementation!r}: called without a paged cache; generate_batch chooses it by "
+                "itself, for all else choose eager, sdpa or hfx_tiled"
+            )
+        return attend(module, query, key, value, attention_mask, **kwargs)
+
+    return attend_in_pages
 
 
 def join_mask_and_bias(

@@ -321,7 +321,7 @@ def _reason_against(model: PreTrainedModel, implementation: str, calls: list[_Ca
             return f"{type(model).__name__} is not made for it ({flag}=False)"
     if name in BACKENDS and _bias_of_t5(model) is not None:
         return "takes a score bias as a rule, and this model gives a matrix"
-    if name == "paged|eager":
+    if implementation.startswith("paged|"):
         return "needs the paged cache of continuous batching; generate_batch takes it by itself"
     if "flash" in name:
         reason = _flash_missing(name, call)

@@ -128,6 +128,25 @@ def check_side_by_side(folders: list[Path]) -> None:
         assert_same(said, {name: case["expected"][name] for name in said}, f"{case['name']}, among others")
 
 
+def check_requests_together(folder: Path) -> None:
+    """Continuous batching gives `generate`'s tokens, and leaves the model as it was: 5.5 leaves its attention in pages."""
+    case = torch.load(folder / "case.pt", weights_only=True)
+    model = load(folder, case)
+    row = case["batch"]["input_ids"][0].tolist()
+    prompts = [row[:2], row[:5], row[1:4]]
+    config = transformers.GenerationConfig(max_new_tokens=4, do_sample=False, eos_token_id=-1, pad_token_id=0)
+    alone = [
+        model.generate(
+            torch.tensor([ids]), attention_mask=torch.ones(1, len(ids), dtype=torch.long), generation_config=config
+        )[0, len(ids) :].tolist()
+        for ids in prompts
+    ]
+    together = model.generate_batch(prompts, generation_config=config, progress_bar=False)
+    assert sorted(output.generated_tokens for output in together.values()) == sorted(alone), case["name"]
+    said = scores(model, case["batch"])
+    assert_same(said, {name: case["expected"][name] for name in said}, f"{case['name']}, after requests together")
+
+
 def main(folder: Path) -> None:
     assert find_spec("hf_ext") is None, "hf_ext can be imported here"
     work = folder / f"with {transformers.__version__}"
@@ -135,6 +154,7 @@ def main(folder: Path) -> None:
     for case in cases:
         check(case, work)
     check_side_by_side(cases)
+    check_requests_together(folder / "0")
     check_from_the_hub(folder / "0", work)
     first = torch.load(folder / "0" / "case.pt", weights_only=True)
     train(folder / "0" / first["folder"], transformers.AutoModelForCausalLM, first["batch"], work)

@@ -16,7 +16,6 @@ from transformers.modeling_outputs import (
     BaseModelOutputWithPastAndCrossAttentions,
     Seq2SeqModelOutput,
 )
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
@@ -27,6 +26,7 @@ from hf_ext.layers.cross_attention import CrossAttention
 from hf_ext.layers.cross_attention_blocks import CROSS_BLOCKS, CrossAttentionBlock
 from hf_ext.layers.dropout import Dropout
 from hf_ext.models.attention_inputs import (
+    attention_function,
     attention_inputs,
     cached_key_positions,
     check_cached_frequencies,
@@ -51,8 +51,6 @@ from hf_ext.models.encoder_decoder.decoder_inputs import check_flash_cross_mask,
 from hf_ext.models.packed_rows import check_packed_rows, flash_lengths
 from hf_ext.models.padding_free import find_real_tokens, unpad_inputs, with_padding
 from hf_ext.models.pretrained_model import HfxPreTrainedModel, check_attention_mask, check_token_ids
-from hf_ext.ops.backends import eager_attention_forward
-from hf_ext.ops.flex_attention import with_flex_limits
 
 
 def make_cross_attention(config: HfxEncoderDecoderConfig, layer_idx: int) -> CrossAttention:
@@ -352,9 +350,7 @@ class HfxEncoderDecoderDecoder(EncoderDecoderStack):
 
     def cross_attention_interface(self):
         """The attention call of the config's implementation."""
-        implementation = self.config._attn_implementation
-        attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
-        return with_flex_limits(attend) if implementation == "flex_attention" else attend
+        return attention_function(self.config._attn_implementation)
 
 
 class HfxEncoderDecoderModel(HfxEncoderDecoderPreTrainedModel):
