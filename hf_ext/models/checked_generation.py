@@ -105,7 +105,7 @@ class CheckedGenerationMixin(GenerationMixin):
         Raises:
             ValueError: rotary frequencies change before the text is complete; or `use_mtp`.
         """
-        if generation_config.use_mtp:
+        if getattr(generation_config, "use_mtp", False):  # transformers 5.5 hasn't it
             raise ValueError(
                 "use_mtp=True: the blocks that predict further tokens serve training only; leave it out, or give an "
                 "assistant_model or prompt_lookup_num_tokens"

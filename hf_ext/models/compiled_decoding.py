@@ -82,7 +82,9 @@ def sample_over_static_cache(
     step = model.get_compiled_call(generation_config.compile_config)
     mask = model_kwargs.get("attention_mask")
     if mask is not None:  # tokens to come are seen once they are there: the causal order hides them till then
-        columns = max(cache.get_max_length(), generation_config.max_length - 1)  # a cache of windows alone is shorter
+        layers = getattr(cache, "self_attention_cache", cache).layers
+        longest = max(layer.max_cache_len for layer in layers)
+        columns = max(longest, generation_config.max_length - 1)  # a cache of windows alone is shorter
         mask = F.pad(mask, (0, max(0, columns - mask.shape[1])), value=1)
     positions = model_kwargs["position_ids"][:, -1:]
     while True:
