@@ -128,6 +128,17 @@ def check_side_by_side(folders: list[Path]) -> None:
         assert_same(said, {name: case["expected"][name] for name in said}, f"{case['name']}, among others")
 
 
+def check_ways_to_generate(folder: Path) -> None:
+    """A static cache and drafted tokens give the text of the plain loop."""
+    case = torch.load(folder / "case.pt", weights_only=True)
+    model = load(folder, case)
+    prompt = {name: case["batch"][name][:1] for name in ("input_ids", "attention_mask")}
+    options = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False}
+    text = model.generate(**prompt, **options)
+    for further in ({"cache_implementation": "static"}, {"prompt_lookup_num_tokens": 2}):
+        assert torch.equal(model.generate(**prompt, **options, **further), text), (case["name"], further)
+
+
 def check_requests_together(folder: Path) -> None:
     """Continuous batching gives `generate`'s tokens, and leaves the model as it was: 5.5 leaves its attention in pages."""
     case = torch.load(folder / "case.pt", weights_only=True)
@@ -157,6 +168,7 @@ def main(folder: Path) -> None:
     for case in cases:
         check(case, work)
     check_side_by_side(cases)
+    check_ways_to_generate(folder / "0")
     check_requests_together(folder / "0")
     check_from_the_hub(folder / "0", work)
     first = torch.load(folder / "0" / "case.pt", weights_only=True)
