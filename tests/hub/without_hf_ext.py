@@ -129,13 +129,15 @@ def check_side_by_side(folders: list[Path]) -> None:
 
 
 def check_ways_to_generate(folder: Path) -> None:
-    """A static cache and drafted tokens give the text of the plain loop."""
+    """Drafted tokens, and a step over a static cache as a compiler sees it, give the text of the plain loop."""
     case = torch.load(folder / "case.pt", weights_only=True)
     model = load(folder, case)
     prompt = {name: case["batch"][name][:1] for name in ("input_ids", "attention_mask")}
     options = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False}
     text = model.generate(**prompt, **options)
-    for further in ({"cache_implementation": "static"}, {"prompt_lookup_num_tokens": 2}):
+    static = {"cache_implementation": "static"}
+    graph = {"compile_config": transformers.CompileConfig(backend="eager", mode=None)}
+    for further in (static, static | graph, {"prompt_lookup_num_tokens": 2}):
         assert torch.equal(model.generate(**prompt, **options, **further), text), (case["name"], further)
 
 
