@@ -7,19 +7,17 @@ An export is a folder with `export.json` and `parity.json`, as `hf_ext.export` w
 
 import argparse
 import json
-import re
 from pathlib import Path
+
+from hf_ext.hub.card_sections import put_section
 
 
 HEADING = "## Exports"
 RECORD, DESCRIPTION = "parity.json", "export.json"
-# to the next heading of the same level, or the end
-_SECTION = re.compile(rf"\n*^{HEADING}\n.*?(?=^## |\Z)", re.MULTILINE | re.DOTALL)
-_BEFORE = "## Intended use and limits"
 
 
 def exports_section(folder: str | Path) -> str:
-    """Markdown with a row for every graph of every export in `folder`; empty where there is none.
+    """Markdown without the heading, with a row for every graph of every export in `folder`; empty where there is none.
 
     Raises:
         ValueError: a record that isn't what an export writes.
@@ -33,8 +31,6 @@ def exports_section(folder: str | Path) -> str:
     head = "| export | graph | largest difference | mean | largest output | tolerance | greedy tokens that agree |"
     return "\n".join(
         [
-            HEADING,
-            "",
             "The same inputs through torch and through the exported graphs: absolute differences of all outputs, allowed up "
             "to the tolerance times the largest output (at least 1). Checked again by the inputs beside each record.",
             "",
@@ -52,15 +48,8 @@ def add_exports(folder: str | Path) -> bool:
     Raises:
         ValueError: no card, or a broken record.
     """
-    card = Path(folder) / "README.md"
-    if not card.is_file():
-        raise ValueError(f"folder={Path(folder).name!r}: has no README.md; the run that made the model writes one")
     section = exports_section(folder)
-    text = _SECTION.sub("\n\n", card.read_text(encoding="utf-8")).rstrip() + "\n"
-    if section:
-        before, heading, after = text.partition(_BEFORE)
-        text = f"{before.rstrip()}\n\n{section}\n{heading}{after}" if heading else f"{text.rstrip()}\n\n{section}"
-    card.write_text(text, encoding="utf-8")
+    put_section(folder, HEADING, section)
     return bool(section)
 
 

@@ -12,7 +12,12 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils.generic import is_flash_attention_requested
 
 from hf_ext.layers.rope import RotaryEmbedding
+from hf_ext.ops.attention_support import SCORE_BIAS, UNSUPPORTED
 
+
+# transformers 5.5 leaves a bias out of flex attention's scores without a word
+if "position_bias" not in signature(ALL_ATTENTION_FUNCTIONS["flex_attention"]).parameters:
+    UNSUPPORTED["flex_attention"] |= {SCORE_BIAS}
 
 POSITION_BIASES = ("alibi", "relative")
 # by which keyword argument of a flash attention function an option reaches it; one of them is enough

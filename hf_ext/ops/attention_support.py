@@ -5,9 +5,6 @@ scaled and masked scores. What is not in the table is computed, or refused by th
 """
 
 from collections.abc import Mapping
-from inspect import signature
-
-from transformers.integrations.flex_attention import flex_attention_forward
 
 
 # what changes the scores, and would be left out silently (or refused in the middle of a run) where it is not supported
@@ -16,9 +13,6 @@ SINKS = "sinks"  # a learnt score for each head that takes weight without giving
 SCORE_BIAS = "score bias"  # ALiBi, relative positions
 RELATIVE_BIAS = "relative bias"  # of them those that are looked up in a learnt table
 
-# transformers 5.5 leaves a bias out without a word
-FLEX_TAKES_BIASES = "position_bias" in signature(flex_attention_forward).parameters
-
 # implementation -> options that it can't compute
 UNSUPPORTED: dict[str, frozenset[str]] = {
     "eager": frozenset(),
@@ -26,7 +20,7 @@ UNSUPPORTED: dict[str, frozenset[str]] = {
     "hfx_triton": frozenset({RELATIVE_BIAS}),
     "hfx_ulysses": frozenset({SINKS, SCORE_BIAS}),
     "sdpa": frozenset({SOFTCAP, SINKS}),
-    "flex_attention": frozenset() if FLEX_TAKES_BIASES else frozenset({SCORE_BIAS}),
+    "flex_attention": frozenset(),
     # transformers drops sinks where the kernel's signature has none, and a bias always
     "flash_attention_2": frozenset({SINKS, SCORE_BIAS}),
     "flash_attention_3": frozenset({SINKS, SCORE_BIAS}),

@@ -291,6 +291,20 @@ def _differences(found: dict, reference: dict, folder: str) -> tuple[float, floa
 def table(rows: list[Compared]) -> str:
     """Text of a line for each folder: method, MB on disk, most MB in memory, ms for a token and for all texts, the metric,
     the error of the logits, the agreement."""
+    lines = _cells(rows)
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
+    )
+
+
+def markdown(rows: list[Compared]) -> str:
+    """The same for a card."""
+    head, *lines = (f"| {' | '.join(cells)} |" for cells in _cells(rows))
+    return "\n".join([head, "| --- | --- |" + " ---: |" * (head.count("|") - 3), *lines, ""])
+
+
+def _cells(rows: list[Compared]) -> list[list[str]]:
     name = next((row.measured.metric[0] for row in rows if row.measured.metric), "metric")
     lines = [["folder", "method", "MB", "peak MB", "ms/token", "ms/batch", name, "logits error", "agreement"]]
     for row in rows:
@@ -300,7 +314,4 @@ def table(rows: list[Compared]) -> str:
         numbers = [f"{m.megabytes:.2f}", peak, f"{m.token_ms:.2f}", f"{m.batch_ms:.2f}", metric]
         shares = [f"{100 * row.logits_error:.2f} %", f"{100 * row.agreement:.1f} %"]
         lines.append([Path(m.folder).name, m.method, *numbers, *shares])
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
-    )
+    return lines

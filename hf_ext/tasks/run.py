@@ -12,7 +12,7 @@ import json
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping, Sized
+from collections.abc import Callable, Mapping, Sized
 from contextlib import suppress
 from pathlib import Path
 
@@ -299,11 +299,19 @@ class Run:
         name = without_local_paths(output)
         print(f"everything is in {name}" + ("" if name == output else ", the folder of training.output_dir"))
 
-    def finish(self, trainer: HfxTrainer, facts: RunFacts, probe_text: str, **options) -> None:
+    def finish(
+        self,
+        trainer: HfxTrainer,
+        facts: RunFacts,
+        probe_text: str,
+        *,
+        before_push: Callable[[], None] = lambda: None,
+    ) -> None:
         """Curves, card, the proof that a fresh process computes the same, and the push where it was asked for.
 
         Args:
-            probe_text: what both processes read. options: of `probe`.
+            probe_text: what both processes read. before_push: what else belongs into the folder, made from the saved model
+                or for its card; the first process calls it.
 
         Raises:
             RuntimeError: the saved model computes something else. ValueError, HubError: of `push`; the folder is whole then.
@@ -320,6 +328,7 @@ class Run:
             if self.adapter.quantize is None:  # else what is saved is an adapter, to weights that aren't quantized
                 prove_reload(model, trainer.processing_class, self.output, probe_text)
             self.print_where()
+            before_push()
             if self.push is not None:
                 self.push.run(self.output)
 

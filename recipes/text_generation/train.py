@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 
 import hf_ext  # noqa: F401  registers our architectures
 from hf_ext.data import load_documents, pack_dataset, utf8_bytes
+from hf_ext.hub.card_sections import put_section
 from hf_ext.objectives import CausalCollator
 from hf_ext.tasks import text_generation as task
 from hf_ext.tasks.pretraining import REPORTED, check_run, describe_data
@@ -84,7 +85,13 @@ def main(argv: list[str]) -> None:
         training={"tokens seen": f"{run.rows_seen(trainer) * row_length:,}"},
         samples=task.samples(lines),
     )
-    run.finish(trainer, facts, probe_text=tokenizer.decode(prompts[0]))
+    samplers = f"{task.as_markdown(table)}\n![Perplexity by repetition](samplers.png)"
+    run.finish(
+        trainer,
+        facts,
+        probe_text=tokenizer.decode(prompts[0]),
+        before_push=lambda: put_section(run.output, "## Samplers", samplers),
+    )
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import shutil
 import pytest
 from hub.test_model_card import write_export
 
+from hf_ext.hub.card_sections import put_section
 from hf_ext.hub.export_parity import add_exports, exports_section
 
 
@@ -47,3 +48,15 @@ def test_broken_records_and_missing_cards_are_refused(tmp_path):
     (tmp_path / "onnx" / "parity.json").write_text("{}")
     with pytest.raises(ValueError, match=r"parity.json: isn't what an export writes \(KeyError: 'greedy_tokens'\)"):
         exports_section(tmp_path)
+
+
+def test_a_section_takes_the_place_of_its_own_alone(tmp_path):
+    (tmp_path / "README.md").write_text(CARD)
+    put_section(tmp_path, "## In fewer bits (int4)", "one")
+    put_section(tmp_path, "## Samplers", "| a |")
+    put_section(tmp_path, "## In fewer bits (int4)", "two")
+    body = (tmp_path / "README.md").read_text().partition("## Samples\n\nx\n\n")[2]
+    assert body == "## Samplers\n\n| a |\n\n## In fewer bits (int4)\n\ntwo\n\n## Intended use and limits\n\nNone.\n"
+    for heading in ("## Samplers", "## In fewer bits (int4)"):
+        put_section(tmp_path, heading, "")
+    assert (tmp_path / "README.md").read_text() == CARD

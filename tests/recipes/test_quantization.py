@@ -32,6 +32,13 @@ def test_the_short_recipe(tmp_path):
     assert integers["measured"]["metric"] == ["accuracy", pytest.approx(accuracy)]
     assert integers["measured"]["megabytes"] < floats["measured"]["megabytes"]
     assert done.stdout.strip().endswith((out / "comparison.txt").read_text().strip())
+    card = (out / "README.md").read_text().partition("## In fewer bits\n")[2].partition("\n## ")[0]
+    assert [line.split(" | ")[1] for line in card.splitlines() if line.startswith("| ")] == [
+        "method",
+        "---",
+        "-",
+        "int4",
+    ]
     # the kept integers are the rounded floats of the run's folder
     plain = AutoModelForSequenceClassification.from_pretrained(out)
     kept = load_quantized(out / "quantized")

@@ -24,6 +24,8 @@ def test_the_debug_recipe_and_its_model_compared_again(tmp_path):
     assert list(table) == [REFERENCE, *SAMPLERS]
     assert table["greedy"]["perplexity"] < table[REFERENCE]["perplexity"]
     assert len(read_lines(out / "samplers.jsonl")) == 4 * len(SAMPLERS)
+    card = (out / "README.md").read_text().partition("## Samplers\n\n")[2]
+    assert card.startswith((out / "samplers.md").read_text() + "\n![Perplexity by repetition](samplers.png)\n")
     for name in ("samplers.md", "samplers.png", "loss.png", "README.md", "model.safetensors"):
         assert (out / name).is_file(), name
     history = json.loads((out / "trainer_state.json").read_text())["log_history"]
