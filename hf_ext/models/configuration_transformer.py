@@ -1,5 +1,7 @@
 """What the configuration of every text family says about its layers: sizes, wiring, attention, positions."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from huggingface_hub.dataclasses import strict
@@ -277,12 +279,42 @@ class HfxTransformerConfig(PretrainedConfig):
         every = "full_attention" if self.sliding_window is None else "sliding_attention"
         return [every] * count
 
+    def standardize_rope_params(self):
+        """As transformers', which before 5.22 puts defaults beside the layer types' parameters, where they are no type's."""
+        parameters = self.rope_parameters or {}
+        kinds = [kind for kind in LAYER_TYPES if kind in parameters]
+        for name in ("rope_theta", "partial_rotary_factor") if kinds else ():
+            if name in parameters:
+                value = parameters.pop(name)
+                for kind in kinds:
+                    if parameters[kind] is not None:
+                        parameters[kind].setdefault(name, value)
+        with self._parameters_of_its_layers():
+            super().standardize_rope_params()
+
     def validate_rope(self):
         """transformers' own check, with its KeyError as the one line that a user expects."""
         try:
-            super().validate_rope()
+            with self._parameters_of_its_layers():
+                super().validate_rope()
         except KeyError as error:
             raise ValueError(f"rope_parameters={self.rope_parameters}: {error.args[0]}") from None
+
+    @contextmanager
+    def _parameters_of_its_layers(self) -> Iterator[None]:
+        """rope_parameters by layer type as transformers 5.5 reads them: of the types that there are, and none is None."""
+        parameters = self.rope_parameters or {}
+        kinds = [kind for kind in LAYER_TYPES if kind in parameters]
+        used = [kind for kind in kinds if kind in self.layer_types]
+        put_back = {kind: parameters.pop(kind) for kind in kinds if used and kind not in used}
+        for kind in used:
+            if parameters[kind] is None:
+                put_back[kind], parameters[kind] = None, {"rope_type": "default", "rope_theta": self.default_theta}
+        try:
+            yield
+        finally:
+            if put_back:
+                self.rope_parameters |= put_back
 
     def rope_parameters_by_layer_type(self) -> dict[str, dict | None]:
         """Layer type -> its rope_parameters."""

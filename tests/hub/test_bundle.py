@@ -46,6 +46,11 @@ RICH = {  # parts that the heads' cases leave out
     "experts, further tokens": {"num_experts": 4, "num_nextn_predict_layers": 1, "router_balance_bias": True},
     "latent attention": {"attention_type": "latent"},
     "differential attention": {"attention_type": "differential", "num_key_value_heads": 2},
+    "rotary by layer type": {
+        "sliding_window": 5,
+        "layer_types": ["full_attention", "sliding_attention"],
+        "rope_parameters": {"full_attention": None, "sliding_attention": {"rope_type": "default", "rope_theta": 50.0}},
+    },
 }
 over_families = pytest.mark.parametrize("config_class", FAMILIES, ids=lambda c: c.model_type)
 
