@@ -37,6 +37,7 @@ SAMPLERS = {
     "repetition penalty 1.2": {"repetition_penalty": 1.2},
     "no trigram twice": {"no_repeat_ngram_size": 3},
 }
+MARKERS = "os^vDP<>X"  # in turn, so that neighbours differ in more than colour
 REFERENCE = "held-out text"
 # set elsewhere in the recipe, or by the comparison itself
 _NOT_A_SAMPLERS = ("max_new_tokens", "max_length", "num_return_sequences", "stop_strings")
@@ -265,29 +266,24 @@ def draw(table: dict[str, dict], path: Path) -> None:
     """Perplexity against repetition, a point a sampler: good samplers lie near the held-out text, not near zero."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    for sampler, scores in table.items():
-        if scores["perplexity"] is None:
-            continue
+    drawn = {sampler: scores for sampler, scores in table.items() if scores["perplexity"] is not None}
+    # named beside the plot, from left to right: where samplers agree, names at the points would lie upon each other
+    for number, sampler in enumerate(sorted(drawn, key=lambda sampler: drawn[sampler]["perplexity"])):
+        x, y = drawn[sampler]["perplexity"], drawn[sampler]["repetition_4"]
         is_reference = sampler == REFERENCE
-        axes.scatter(
-            scores["perplexity"],
-            scores["repetition_4"],
-            marker="*" if is_reference else "o",
-            s=120 if is_reference else 30,
-        )
-        axes.annotate(
-            sampler,
-            (scores["perplexity"], scores["repetition_4"]),
-            fontsize=8,
-            xytext=(4, 4),
-            textcoords="offset points",
-        )
+        marker, size = ("*", 160) if is_reference else (MARKERS[number % len(MARKERS)], 40)
+        axes.scatter(x, y, marker=marker, s=size, label=f"{sampler} ({x:.3g})", zorder=3)
     axes.set(xscale="log", xlabel="perplexity under the model", ylabel="share of 4-grams that are repeated")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(FormatStrFormatter("%g"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.grid(alpha=0.3)
+    figure.legend(loc="outside right upper", fontsize=8, frameon=False)
     figure.savefig(path, dpi=120)
 
 
