@@ -96,6 +96,15 @@ class CheckedGenerationMixin(GenerationMixin):
         check_flex_cache(config._attn_implementation, kwargs.get("past_key_values"))
         return create_masks_for_generate(config, **kwargs)
 
+    def generate_batch(self, *args, **kwargs):
+        """As transformers', which before 5.22 leaves the paged attention behind: without its cache it is another number."""
+        attention = self.config._attn_implementation
+        try:
+            return super().generate_batch(*args, **kwargs)
+        finally:
+            if self.config._attn_implementation != attention:
+                self.set_attn_implementation(attention)
+
     def _assisted_decoding(self, input_ids, *args, generation_config, inputs_tensor=None, **kwargs):
         """As transformers', where drafted tokens are judged at the frequencies that each would have alone.
 

@@ -105,15 +105,6 @@ class HfxPreTrainedModel(FusedProjectionsMixin, PreTrainedModel):
         check_continuous_batching(self)
         return super().init_continuous_batching(*args, **kwargs)
 
-    def generate_batch(self, *args, **kwargs):
-        """As transformers', which before 5.22 leaves the paged attention behind: without its cache it is another number."""
-        attention = self.config._attn_implementation
-        try:
-            return super().generate_batch(*args, **kwargs)
-        finally:
-            if self.config._attn_implementation != attention:
-                self.set_attn_implementation(attention)
-
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)  # normal(0, initializer_range) matrices and embeddings, norms of one

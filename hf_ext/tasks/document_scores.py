@@ -51,7 +51,7 @@ def score_documents(
         batch = collator([rows[index] for index in range(start, min(start + batch_size, len(rows)))])
         for documents in documents_of(batch, pad_token_id, batch_size):
             labels = documents.pop("labels")
-            logits = model(**documents).logits
+            logits = model(**documents, use_cache=False).logits
             if shifts:
                 logits, labels = logits[:, :-1], labels[:, 1:]
             nats += F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum").item()
