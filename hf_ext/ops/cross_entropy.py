@@ -126,6 +126,8 @@ def linear_cross_entropy(
     inputs = (hidden_states, weight, bias)
     # read here: inside the operator gradients are off
     wanted = [torch.is_grad_enabled() and tensor is not None and tensor.requires_grad for tensor in inputs]
+    count = torch.as_tensor(_num_items(labels, ignore_index, num_items_in_batch))
+    at_once = hidden_states.device.type == "cpu" and dtype != torch.float16
     loss, *_ = _loss_and_gradients(
         hidden_states.flatten(0, -2),
         weight,
@@ -138,8 +140,9 @@ def linear_cross_entropy(
         chunk_size or default_chunk_size(*weight.shape),
         dtype,
         wanted,
+        count if at_once else None,
     )
-    return loss / _num_items(labels, ignore_index, num_items_in_batch)
+    return loss if at_once else loss / count
 
 
 # An operator, not an autograd.Function: to torch.compile it is one opaque node, so its loop may depend on the data.
@@ -156,10 +159,13 @@ def _loss_and_gradients(
     chunk_size: int,
     dtype: torch.dtype,
     wanted: list[bool],
+    count: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """The loss summed over labelled rows; its gradients by hidden_states (N, d), weight, bias, empty where not wanted.
 
-    They are divided by the number of tokens in backward only, together with the loss scale: fp16 keeps the small ones.
+    All are divided by `count`, tokens, 0-d, where it is given: what comes back in backward is then 1 in plain training,
+    and no gradient is multiplied again, for which the weight's would be held twice. None: backward divides, together
+    with the loss scale, so that fp16 keeps the small ones; nor would it help a GPU, which isn't asked what came back.
     """
     wants_hidden, wants_weight, wants_bias = wanted
     results = _results(hidden_states, weight, bias, dtype, wanted)
@@ -187,6 +193,8 @@ def _loss_and_gradients(
                 )
                 loss += losses.sum()
                 if any(wanted):
+                    if count is not None:
+                        product /= count
                     _add_gradients(product, x, row, matrix, grad_hidden, grad_weight, grad_bias, wanted)
                 continue
             z = product.to(loss.dtype)  # fp32: the same memory
@@ -207,16 +215,19 @@ def _loss_and_gradients(
 
             if not any(wanted):
                 continue
-            dz = z.mul_((1 + 2 * z_loss_weight * log_z) / total)
+            share = torch.ones_like(cost) if count is None else 1 / count.to(cost.dtype).expand_as(cost)  # of a token
+            dz = z.mul_((1 + 2 * z_loss_weight * log_z) / total * share)
             if label_smoothing:
-                dz -= label_smoothing / vocab_size
-            dz.scatter_add_(-1, y, torch.full_like(cost, label_smoothing - 1))
+                dz -= share * (label_smoothing / vocab_size)
+            dz.scatter_add_(-1, y, share * (label_smoothing - 1))
             if softcap is not None:
                 dz *= slope
             if wants_bias:
                 grad_bias += dz.sum(dim=0)
             without_bias = (wants_hidden, wants_weight, False)
             _add_gradients(product.copy_(dz), x, row, matrix, grad_hidden, grad_weight, grad_bias, without_bias)
+    if count is not None:
+        loss /= count
     return loss, grad_hidden, grad_weight.to(_kept(weight.dtype)), grad_bias
 
 
@@ -234,7 +245,7 @@ def _add_gradients(dz, x, row, matrix, grad_hidden, grad_weight, grad_bias, want
 
 
 @_loss_and_gradients.register_fake
-def _(hidden_states, weight, bias, labels, ignore_index, smoothing, z_loss, softcap, chunk_size, dtype, wanted):
+def _(hidden_states, weight, bias, labels, ignore_index, smoothing, z_loss, softcap, chunk_size, dtype, wanted, count):
     results = _results(hidden_states, weight, bias, dtype, wanted)
     return tuple(hidden_states.new_empty(shape, dtype=kind) for shape, kind in results)
 
@@ -249,7 +260,7 @@ def _results(hidden_states, weight, bias, dtype, wanted):
 
 def _keep_gradients(ctx, inputs, output):
     _, *gradients = output
-    hidden_states, weight, bias, *_, ctx.wanted = inputs
+    hidden_states, weight, bias, *_, ctx.wanted, _ = inputs
     ctx.dtypes = (hidden_states.dtype, weight.dtype, None if bias is None else bias.dtype)
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(*gradients)
@@ -265,7 +276,7 @@ def _scale_gradients(ctx, grad_loss, *_):
             if ctx.wanted[index]:
                 scaled = gradient if unscaled else gradient * grad_loss
                 gradients[index] = scaled.to(ctx.dtypes[index])
-    return *gradients, *[None] * 8
+    return *gradients, *[None] * 9
 
 
 _loss_and_gradients.register_autograd(_scale_gradients, setup_context=_keep_gradients)
@@ -307,6 +318,7 @@ def workspace_bytes(
     chunk_size,
     dtype,
     wanted,
+    count=None,
 ) -> int:
     """Bytes that the operator takes beside what it returns, at its fullest, all rows being labelled; args: its own."""
     precision, (vocab_size, d) = _precision(dtype), weight.shape

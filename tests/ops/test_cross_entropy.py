@@ -304,7 +304,7 @@ def test_operator_obeys_torchs_rules():
 
     hidden_states, weight, bias, labels = tokens(6, 4, 9)
     wanted = [True, True, True]
-    arguments = (hidden_states, weight, bias, labels, -100, 0.1, 0.01, 5.0, 4, torch.float32, wanted)
+    arguments = (hidden_states, weight, bias, labels, -100, 0.1, 0.01, 5.0, 4, torch.float32, wanted, torch.tensor(3))
     checks = ("test_schema", "test_faketensor", "test_autograd_registration")
     torch.library.opcheck(module._loss_and_gradients, arguments, test_utils=checks)
 
@@ -339,6 +339,15 @@ def test_nothing_of_size_rows_times_vocabulary_is_made(options):
     with Recorded() as seen:
         cross_entropy(F.linear(hidden_states, weight, bias), labels, **options).backward()
     assert seen.largest >= 4 * rows * vocabulary
+
+
+@pytest.mark.parametrize("num_items", [None, 7, torch.tensor(7)])
+def test_backward_holds_no_gradient_twice(num_items):
+    hidden_states, weight, _, labels = tokens(30, 64, 500)
+    loss = linear_cross_entropy(hidden_states, weight, labels, num_items_in_batch=num_items)
+    with Recorded() as seen:
+        loss.backward()
+    assert seen.largest < 4 * weight.numel()
 
 
 def test_between_forward_and_backward_only_gradients_are_kept():
