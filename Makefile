@@ -89,15 +89,7 @@ test-executorch: setup $(EXECUTORCH)/.installed  ## exports for ExecuTorch and t
 		tests/export/test_executorch.py tests/quantization/test_torchao.py
 
 bench: setup  ## tables and plots of what costs what, into outputs/benchmarks
-	$(BIN)/python tests/benchmarks/cross_entropy.py
-	$(BIN)/python tests/benchmarks/packing.py
-	$(BIN)/python tests/benchmarks/attention.py
-	$(BIN)/python tests/benchmarks/training.py
-	$(BIN)/python tests/benchmarks/decoding.py
-	$(BIN)/python tests/benchmarks/padding_free.py
-	$(BIN)/python tests/benchmarks/encoder_decoder.py
-	$(BIN)/python tests/benchmarks/exported_decoding.py
-	$(BIN)/python tests/benchmarks/gpu.py
+	$(BIN)/python tests/benchmarks/report.py
 
 # one after the other; stopped, it goes on where it was; ARGS="--list" says what there is, ARGS="--only sst2" makes one
 cards: setup  ## run the recipes that have no card in model_cards yet, hours in all, and write the architectures' cards

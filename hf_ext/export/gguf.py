@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
-from hf_ext.export.gguf_architecture import check_row_sizes, choose_architecture, turns_neighbours
+from hf_ext.export.gguf_architecture import check_row_sizes, choose_architecture, fields_not_read, turns_neighbours
 from hf_ext.export.gguf_tokenizer import read_tokenizer
 from hf_ext.models.configuration_choices import check_choice
 from hf_ext.models.decoder import HfxDecoderConfig, HfxDecoderForCausalLM
@@ -196,7 +196,11 @@ def main(argv: list[str]) -> None:
     model = HfxDecoderForCausalLM.from_pretrained(arguments.folder)
     tokenizer = AutoTokenizer.from_pretrained(arguments.folder, trust_remote_code=False)
     export_gguf(model, arguments.path, tokenizer, type=arguments.type)
-    print(f"{arguments.path}: {Path(arguments.path).stat().st_size / 2**20:.1f} MB, {choose_architecture(config)}")
+    architecture = choose_architecture(config)
+    print(f"{arguments.path}: {Path(arguments.path).stat().st_size / 2**20:.1f} MB, {architecture}")
+    if missed := fields_not_read(config, architecture):
+        said = ", ".join(f"{field}={value}" for field, value in missed.items())
+        print(f"to read it by transformers, give a config that says {said} (docs/quantization.md, GGUF)")
 
 
 if __name__ == "__main__":

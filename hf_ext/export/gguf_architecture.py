@@ -72,6 +72,21 @@ def choose_architecture(config: HfxDecoderConfig) -> str:
     return "llama"
 
 
+# what transformers' reader of a GGUF file takes these fields for, whatever the file says
+READ_AS = {
+    "qwen3": {"head_dim": 128},
+    "gemma2": {"query_pre_attn_scalar": 256, "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0},
+}
+
+
+def fields_not_read(config: HfxDecoderConfig, architecture: str) -> dict[str, float]:
+    """Fields that transformers' reader takes for others, with their values; its config must be told them."""
+    values = {field: getattr(config, field) for field in READ_AS.get(architecture, {})}
+    if values.get("query_pre_attn_scalar", 0) is None:
+        values["query_pre_attn_scalar"] = config.head_dim
+    return {field: value for field, value in values.items() if value != READ_AS[architecture][field]}
+
+
 def _check_gemma2(config: HfxDecoderConfig) -> None:
     _require(config, GEMMA2_HAS, "gemma2")
     if config.hidden_act not in ("gelu_pytorch_tanh", "gelu_new"):

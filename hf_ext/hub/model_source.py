@@ -85,7 +85,7 @@ def find_model(name: str, revision: str | None = None, *, trust_remote_code: boo
 
 def _fetch(name: str, revision: str | None, trust_remote_code: bool) -> ModelSource:
     repository = HubRepository(name)
-    with repository.asking("can't be downloaded"):
+    with repository.asking("no such folder here, and it can't be downloaded"):
         fetched = snapshot_download(
             name, revision=revision, allow_patterns=list(WANTED), ignore_patterns=list(PICKLES), library_name="hf_ext"
         )

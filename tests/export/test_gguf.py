@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, 
 
 from hf_ext.data.tokenizer_training import train_tokenizer
 from hf_ext.export.gguf import export_gguf
-from hf_ext.export.gguf_architecture import choose_architecture
+from hf_ext.export.gguf_architecture import choose_architecture, fields_not_read
 from hf_ext.models import HfxDecoderConfig, HfxDecoderForCausalLM, HfxEncoderConfig, HfxEncoderModel
 
 
@@ -129,6 +129,14 @@ def test_q8_0(tmp_path):
     export_gguf(model, tmp_path / "half.gguf", type="f16")
     sizes = [(tmp_path / name).stat().st_size for name in ("model.gguf", "half.gguf")]
     assert sizes[0] < 0.62 * sizes[1]  # 8.5 of 16 bits, and metadata
+
+
+def test_what_the_reader_of_transformers_misses_is_said():
+    gemma2 = HfxDecoderConfig(**{**SIZES, **GEMMA2, "head_dim": 32, "attn_logit_softcapping": 20.0})
+    assert fields_not_read(gemma2, "gemma2") == {"query_pre_attn_scalar": 32, "attn_logit_softcapping": 20.0}
+    assert fields_not_read(HfxDecoderConfig(**{**SIZES, **QWEN3, "head_dim": 32}), "qwen3") == {"head_dim": 32}
+    for architecture, options in CASES.values():
+        assert fields_not_read(HfxDecoderConfig(**{**SIZES, **options}), architecture) == {}
 
 
 def test_another_head_size_is_in_the_file(tmp_path):
