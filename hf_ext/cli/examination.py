@@ -156,10 +156,16 @@ def _kernels() -> dict:
         "norms, rotary, gates, experts, loss": f"{os.environ.get('HF_EXT_KERNELS', 'torch')} (HF_EXT_KERNELS)",
         "triton": triton_missing() or "could be taken",
         **{name: backend.missing() or "could be taken" for name, backend in BACKENDS.items()},
-        "use_liger_kernel": "could be taken" if _version("liger-kernel") else "liger-kernel is not installed",
-        "use_kernels": "could be taken" if _version("kernels") else "kernels is not installed",
+        "use_liger_kernel": _of_package("liger-kernel") or triton_missing() or "could be taken",
+        "use_kernels": _of_package("kernels")
+        or ("could be taken" if torch.cuda.is_available() else "no CUDA device here, so nothing changes"),
         **{f"pinned: {name}": f"{kernel.repo_id}, version {kernel.version}" for name, kernel in PINNED.items()},
     }
+
+
+def _of_package(name: str) -> str | None:
+    """What is wrong with it, None where it is there."""
+    return None if _version(name) else f"{name} is not installed"
 
 
 def in_words(found: dict) -> str:

@@ -108,7 +108,10 @@ def show(seconds: dict, rates: list[float], needed: int, batch_size: int) -> Non
         print(f"| {name} | {batch_size / middle:.1f} | {middle * 1e3:.1f} | {ratio:.2f} | ", end="")
         print(f"{needed / middle / 1e9:.1f} | {bound / middle:.2f} |")
     ratio = statistics.median(seconds[first]) / bound
-    print(f"| memory: {needed / 1e6:.0f} MB at {rate / 1e9:.1f} GB/s | {batch_size / bound:.1f} | {bound * 1e3:.1f} | ", end="")
+    print(
+        f"| memory: {needed / 1e6:.0f} MB at {rate / 1e9:.1f} GB/s | {batch_size / bound:.1f} | {bound * 1e3:.1f} | ",
+        end="",
+    )
     print(f"{ratio:.2f} | {rate / 1e9:.1f} | 1.00 |\n")
 
 

@@ -37,6 +37,14 @@ def test_kernels_that_cannot_be_taken_are_a_problem(capsys, monkeypatch):
     assert "problem: HF_EXT_KERNELS='triton': no CUDA device here; choose torch" in hf_ext_command(capsys, "doctor").out
 
 
+def test_what_needs_a_device_is_not_said_to_be_there(capsys, monkeypatch):
+    monkeypatch.setattr(examination, "triton_missing", lambda: "no CUDA device here")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    found = json.loads(hf_ext_command(capsys, "doctor", "--json").out)["kernels"]
+    assert found["use_liger_kernel"] == "no CUDA device here"
+    assert found["use_kernels"].startswith("no CUDA device here")
+
+
 def test_what_is_missing_or_old_is_a_problem(capsys, monkeypatch):
     asked = ["torch>=99.0", "no-such-package>=1.0", "peft>=99; extra == 'peft'", "other-thing; extra == 'other'"]
     monkeypatch.setattr(examination, "requires", lambda name: asked)
