@@ -52,7 +52,9 @@ def documents(num_tokens: int) -> list[list[int]]:
         for node in tree.body:
             if not isinstance(node, ast.FunctionDef | ast.ClassDef):
                 continue
-            found.append(tokenizer(ast.get_source_segment(text, node))["input_ids"][: ROW - 1])
+            found.append(
+                tokenizer(ast.get_source_segment(text, node), truncation=True, max_length=ROW - 1)["input_ids"]
+            )
             total += len(found[-1])
         if total >= num_tokens:
             return found
