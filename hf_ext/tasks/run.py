@@ -254,6 +254,7 @@ class Run:
         model, training, step = trained_model(trainer), self.training, trainer.state.global_step
         self._note_costs(trainer)
         seconds, flops = trained.get("train_runtime"), flops_of(trainer, model)
+        timed = trained.get("train_steps", step)  # in those seconds: a process counts from where it resumed
         is_new = self.model_section.path is None and given.get("task", "text-generation") in LANGUAGE_MODELING
         counted = flops if is_new and isinstance(flops, RunFlops) else None
         limits = measured_limits(
@@ -283,8 +284,8 @@ class Run:
                 "limits": (*given.pop("limits", ()), *limits),
                 "data": data_rows(self.recipe.sections.values()),
                 "training": table,
-                "size": size_rows(model, flops, seconds),
-                "compute": compute_rows(self.costs, step, seconds),
+                "size": size_rows(model, flops, seconds, share=timed / step if step else 0),
+                "compute": compute_rows(self.costs, step, seconds, step - timed),
                 "base_model": base_model_of(self.model_section.path),
                 "command": self.command,
                 "recipe": self.recipe.to_yaml(),
@@ -389,10 +390,10 @@ def _train(trainer: HfxTrainer, checkpoint: str | None) -> dict:
         return {"train_loss": whole_training_loss(trainer.state.log_history, 0.0, done, done)}
     resumed_at = steps_done(checkpoint)  # asked before, for `save_total_limit` may delete the checkpoint on the way
     result = trainer.train(resume_from_checkpoint=checkpoint)
-    loss = whole_training_loss(
-        trainer.state.log_history, result.metrics["train_loss"], resumed_at, trainer.state.global_step
-    )
-    return {**result.metrics, "train_loss": loss}
+    last = trainer.state.global_step
+    # its sum: what the stock mean is divided by depends on the version
+    loss = whole_training_loss(trainer.state.log_history, trainer._total_loss_scalar, resumed_at, last)
+    return {**result.metrics, "train_loss": loss, "train_steps": last - resumed_at}
 
 
 def prove_reload(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, text: str) -> None:

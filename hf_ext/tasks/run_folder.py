@@ -127,16 +127,19 @@ def steps_done(checkpoint: str | None) -> int:
     return json.loads((Path(checkpoint) / "trainer_state.json").read_text(encoding="utf-8"))["global_step"]
 
 
-def whole_training_loss(log_history: list[dict], stock: float, resumed_at: int, last_step: int) -> float:
+def whole_training_loss(log_history: list[dict], since_resume: float, resumed_at: int, last_step: int) -> float:
     """Mean loss over all steps of a run that was resumed.
 
-    The stock figure divides the sum since the resume by all steps. What came before is in the log, up to the last entry
-    before the checkpoint; steps between that entry and the checkpoint are not counted.
+    The stock figure is of the steps since the resume, or, in older versions, their sum divided by all steps. What came
+    before is in the log, up to the last entry before the checkpoint; steps between that entry and the checkpoint are not
+    counted.
+
+    Args:
+        since_resume: sum of the losses of the steps after `resumed_at`.
     """
-    total, logged = stock * last_step, 0
+    total, logged = since_resume, 0
     for entry in log_history:
         if "loss" in entry and entry["step"] <= resumed_at:
             total += entry["loss"] * (entry["step"] - logged)
             logged = entry["step"]
-    counted = logged + last_step - resumed_at
-    return total / counted if counted else stock
+    return total / max(1, logged + last_step - resumed_at)

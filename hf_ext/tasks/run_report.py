@@ -26,11 +26,14 @@ def flops_of(trainer, model: PreTrainedModel) -> RunFlops | str | None:
         return " ".join(str(error).split())
 
 
-def size_rows(model: PreTrainedModel, flops: RunFlops | str | None, seconds: float | None) -> dict[str, str]:
+def size_rows(
+    model: PreTrainedModel, flops: RunFlops | str | None, seconds: float | None, share: float = 1.0
+) -> dict[str, str]:
     """Parameters and FLOPs.
 
     Args:
-        seconds: that training took, with the evaluations within it.
+        seconds: that training took, with the evaluations within it. share: of the steps that were made in them; less
+            than 1 after a resume.
     """
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
@@ -54,14 +57,19 @@ def size_rows(model: PreTrainedModel, flops: RunFlops | str | None, seconds: flo
         "(the mean)"
     )
     teacher = f", of which {_short(flops.teacher)} the teacher's" if flops.teacher else ""
-    speed = f"; {flops.training / seconds / 1e9:,.3g} GFLOP/s, evaluations in the time" if seconds else ""
+    rate = share * flops.training / seconds / 1e9 if seconds else 0
+    speed = f"; {rate:,.3g} GFLOP/s, evaluations in the time" if rate else ""
     rows["FLOPs of the training"] = f"{_short(flops.training)} for {flops.tokens:,} tokens{teacher}{speed}"
     return rows
 
 
-def compute_rows(costs: RunCosts, last_step: int, seconds: float | None) -> dict[str, str]:
-    """Hardware, time, energy."""
-    since = f", since the resume at step {costs.first_step:,}" if 0 < costs.first_step < last_step else ""
+def compute_rows(costs: RunCosts, last_step: int, seconds: float | None, timed_from: int = 0) -> dict[str, str]:
+    """Hardware, time, energy.
+
+    Args:
+        seconds: that training took from step `timed_from` on.
+    """
+    since = f", since the resume at step {timed_from:,}" if timed_from else ""
     training = f"{seconds:,.0f} s, with its evaluations{since}" if seconds else "not known"
     return {**describe_hardware(costs.num_processes), "training": training, **costs.rows(last_step)}
 

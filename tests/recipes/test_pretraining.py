@@ -44,7 +44,7 @@ def on_texts(folder: Path, **training) -> Path:
 
 @pytest.mark.heavy
 def test_the_main_job_and_going_on_from_its_checkpoint(tmp_path):
-    recipe = on_texts(tmp_path)
+    recipe = on_texts(tmp_path, logging_steps=1)
     done = run(recipe)
     assert done.returncode == 0, done.stderr
     out = tmp_path / "run"
@@ -103,6 +103,10 @@ def test_the_main_job_and_going_on_from_its_checkpoint(tmp_path):
     assert resumed.returncode == 0, resumed.stderr
     assert "(3 steps done)" in resumed.stdout
     assert (parts / "model.safetensors").read_bytes() == (out / "model.safetensors").read_bytes()
+    both = json.loads((parts / "all_results.json").read_text())
+    assert both["train_loss"] == pytest.approx(results["train_loss"], rel=1e-4)
+    assert both["train_steps"] == 3
+    assert "with its evaluations, since the resume at step 3 |" in (parts / "README.md").read_text()
 
 
 @pytest.mark.heavy

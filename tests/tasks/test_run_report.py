@@ -24,6 +24,10 @@ def test_size_by_part_and_flops_by_the_second():
     assert rows["FLOPs of the training"] == (
         "2 T for 1,000 tokens, of which 500 G the teacher's; 500 GFLOP/s, evaluations in the time"
     )
+    resumed = size_rows(model, flops, seconds=4.0, share=0.25)["FLOPs of the training"]
+    assert resumed.startswith("2 T for 1,000 tokens")
+    assert "; 125 GFLOP/s" in resumed
+    assert "GFLOP/s" not in size_rows(model, flops, seconds=4.0, share=0.0)["FLOPs of the training"]
     assert size_rows(model, "it looks at values", None)["FLOPs"] == "not counted: it looks at values"
     assert "FLOPs" not in str(size_rows(model, None, None))
 
@@ -50,15 +54,15 @@ def test_each_file_once_of_all_sections(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("first", "seconds", "said"),
+    ("timed_from", "seconds", "said"),
     [
         (0, 9.0, "9 s, with its evaluations"),
         (5, 9.0, "9 s, with its evaluations, since the resume at step 5"),
         (0, None, "not known"),
     ],
 )
-def test_time_says_since_when(tmp_path, first, seconds, said):
-    rows = compute_rows(RunCosts(tmp_path, first, 1), 8, seconds)
+def test_time_says_since_when(tmp_path, timed_from, seconds, said):
+    rows = compute_rows(RunCosts(tmp_path, 0, 1), 8, seconds, timed_from)
     assert rows["training"] == said
     assert rows["energy"] == "not measured"
     assert "processor" in rows

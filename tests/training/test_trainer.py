@@ -134,8 +134,8 @@ def test_whole_training_loss_of_a_resumed_run():
     from hf_ext.tasks.run_folder import whole_training_loss
 
     log = [{"step": 2, "loss": 4.0}, {"step": 4, "loss": 2.0}, {"step": 4, "eval_loss": 9.0}, {"step": 6, "loss": 1.0}]
-    assert whole_training_loss(log, stock=2.0 / 6, resumed_at=4, last_step=6) == pytest.approx((8 + 4 + 2) / 6)
-    assert whole_training_loss([], stock=3.0, resumed_at=0, last_step=5) == 3.0
+    assert whole_training_loss(log, since_resume=2.0, resumed_at=4, last_step=6) == pytest.approx((8 + 4 + 2) / 6)
+    assert whole_training_loss([], since_resume=15.0, resumed_at=0, last_step=5) == 3.0
 
 
 def test_logits_never_exist_while_training_or_evaluating(tmp_path, monkeypatch):
