@@ -282,6 +282,15 @@ def test_backward_twice_through_a_retained_graph():
     torch.testing.assert_close(first, second, rtol=0.0, atol=0.0)
 
 
+def test_gradients_that_are_kept_are_not_those_that_were_given_out():
+    hidden_states, weight, _, labels = tokens()
+    loss = linear_cross_entropy(hidden_states, weight, labels)  # nothing multiplies it: they are given out as they are
+    loss.backward(retain_graph=True)
+    once = weight.grad.clone(), hidden_states.grad.clone()
+    loss.backward()
+    torch.testing.assert_close((weight.grad, hidden_states.grad), (2 * once[0], 2 * once[1]))
+
+
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_compiles_without_a_graph_break(dynamic):
     hidden_states, weight, bias, labels = tokens()
