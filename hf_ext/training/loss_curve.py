@@ -29,7 +29,8 @@ def draw_loss_curve(
 
     Args:
         log_history: `trainer.state.log_history`: dicts with `step` and `loss`, `eval_loss`, `learning_rate`, and any other
-            `eval_…` that is a number: each gets a panel of its own beside the loss.
+            `eval_…` that is a number: each gets a panel of its own beside the loss, but one that was measured only once
+            where others have a course.
         path: the PNG. title: default none.
         best_step: `trainer.state.best_global_step`: marked in every panel of an evaluation.
         unit: of the loss.
@@ -41,6 +42,8 @@ def draw_loss_curve(
     if not losses and not held_out:
         raise ValueError("log_history: holds no loss; log at least one step (logging_steps) before drawing")
     metrics = {name: _series(log_history, name) for name in metric_names(log_history)}
+    courses = {name: series for name, series in metrics.items() if len(series) > 1}
+    metrics = courses or metrics
     rates = [(s, v) for s, v in rates if math.isfinite(v)]
 
     num_columns = math.ceil(len(metrics) / PANELS_IN_A_COLUMN)
