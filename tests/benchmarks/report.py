@@ -87,17 +87,17 @@ def head(name: str) -> str:
 def run(script: Path, out: Path) -> bool:
     """Runs a benchmark, shows what it prints while it does, and keeps it. Returns whether it ended well."""
     name = script.stem
-    print(head(name), end="", flush=True)
-    said = []
+    said = [head(name)]
+    print(said[0], end="", flush=True)
     with subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True) as process:
         for line in process.stdout:
             print(line, end="", flush=True)
             said.append(line)
     print(flush=True)
-    text = "".join(said)
     if process.returncode == 0:
         out.mkdir(parents=True, exist_ok=True)
-        (out / f"{name}.md").write_text(head(name) + text, encoding="utf-8")
+        text = "".join(said)
+        (out / f"{name}.md").write_text(text, encoding="utf-8")
         tables = read_tables(text)
         if tables and name not in DRAW_THEMSELVES:
             draw(tables, f"{name}, {datetime.date.today()}, torch {torch.__version__}", out / f"{name}.png")
