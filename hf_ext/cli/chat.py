@@ -48,7 +48,7 @@ def chat(
             temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty
         )
         from hf_ext.cli.chat_template import prompt_of
-        from hf_ext.cli.loading import load_model, load_tokenizer, whole_model, writing_class
+        from hf_ext.cli.loading import config_source, load_model, load_tokenizer, writing_class
         from hf_ext.cli.writing import write
         from hf_ext.hub.model_source import find_model
 
@@ -58,7 +58,7 @@ def chat(
             raise ValueError(
                 f"{model}: its tokenizer has no chat template; use hf-ext generate, or set one and save it"
             )
-        auto_class = writing_class(whole_model(source, base).config(), model, trusted=trust_remote_code)
+        auto_class = writing_class(config_source(source, base).config(), model, trusted=trust_remote_code)
         loaded = load_model(
             source, auto_class, base=base, dtype=dtype, device=device, attn_implementation=attn_implementation
         )

@@ -56,7 +56,7 @@ def evaluate(
     def do() -> None:
         from transformers import AutoConfig
 
-        from hf_ext.cli.loading import load_model, load_tokenizer, whole_model
+        from hf_ext.cli.loading import config_source, load_model, load_tokenizer
         from hf_ext.hub.model_source import find_model
         from hf_ext.tasks.reload_check import auto_class_of
         from hf_ext.tasks.saved_model_evaluation import evaluate_saved
@@ -68,7 +68,7 @@ def evaluate(
         beside = source.folder / "recipe.yaml"
         path = Path(recipe) if recipe is not None else beside if beside.is_file() else None
         sections = {} if path is None else {name: part or {} for name, part in read_yaml(path).items()}
-        config = AutoConfig.from_pretrained(whole_model(source, base).folder, **source.options)
+        config = AutoConfig.from_pretrained(config_source(source, base).folder, **source.options)
         loaded = load_model(
             source,
             auto_class_of(config),

@@ -54,12 +54,12 @@ def generate(
         if not text:
             raise ValueError("prompt: is empty; give a text, as an argument or on stdin")
 
-        from hf_ext.cli.loading import load_model, load_tokenizer, whole_model, writing_class
+        from hf_ext.cli.loading import config_source, load_model, load_tokenizer, writing_class
         from hf_ext.cli.writing import write
         from hf_ext.hub.model_source import find_model
 
         source = find_model(model, revision, trust_remote_code=trust_remote_code)
-        auto_class = writing_class(whole_model(source, base).config(), model, trusted=trust_remote_code)
+        auto_class = writing_class(config_source(source, base).config(), model, trusted=trust_remote_code)
         tokenizer = load_tokenizer(source)
         loaded = load_model(
             source, auto_class, base=base, dtype=dtype, device=device, attn_implementation=attn_implementation

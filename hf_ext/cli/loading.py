@@ -87,16 +87,19 @@ def load_model(
             raise ValueError(f"--{name}: has no effect on a quantized folder; leave it out")
         model = load_quantized(source.folder)
     elif adapter.is_file():
-        if base is None:
-            named = json.loads(adapter.read_text(encoding="utf-8")).get("base_model_name_or_path")
-            raise ValueError(
-                f"{source.folder}: is an adapter that says it is {named!r}'s; name that model: --base {named}"
-            )
         from peft import PeftModel
+        from transformers import AutoConfig
+
+        from hf_ext.tasks.model_section import body_under_new_head
 
         beneath = whole_model(source, base)
-        model = auto_class.from_pretrained(beneath.folder, **beneath.weight_options, **options)
-        model = PeftModel.from_pretrained(model, source.folder, use_safetensors=True)
+        if (source.folder / "config.json").is_file():  # of a new head, which the adapter holds
+            config = AutoConfig.from_pretrained(source.folder, **beneath.options)
+            model = body_under_new_head(auto_class, config, beneath.folder, beneath.weight_options, **options)
+        else:
+            model = auto_class.from_pretrained(beneath.folder, **beneath.weight_options, **options)
+        # the model itself, with the adapter in its layers
+        model = PeftModel.from_pretrained(model, source.folder, use_safetensors=True).get_base_model()
     else:
         if not (source.folder / "config.json").is_file():
             raise ValueError(f"{source.folder}: holds no model (no config.json); name the folder of a saved one")
@@ -125,15 +128,26 @@ def whole_model(source, base: str | None):
     """The source of the model itself: of an adapter what the user named, else what was named in the first place.
 
     Raises:
-        ValueError: a base for what is no adapter.
+        ValueError: an adapter without a base, or a base for what is no adapter.
     """
-    if base is None:
-        return source
     from hf_ext.hub.model_source import find_model
 
-    if not (source.folder / "adapter_config.json").is_file():
+    adapter = source.folder / "adapter_config.json"
+    if adapter.is_file() and base is None:
+        named = json.loads(adapter.read_text(encoding="utf-8")).get("base_model_name_or_path")
+        raise ValueError(f"{source.folder}: is an adapter that says it is {named!r}'s; name that model: --base {named}")
+    if base is None:
+        return source
+    if not adapter.is_file():
         raise ValueError(f"--base {base}: has no effect, {source.folder} holds no adapter; leave it out")
     return find_model(base)
+
+
+def config_source(source, base: str | None):
+    """The source of the config.json that says what the model is: of an adapter its own, if it brings a new head, else its
+    base's."""
+    beneath = whole_model(source, base)
+    return source if (source.folder / "config.json").is_file() else beneath
 
 
 def _device(asked: str | None):

@@ -2,7 +2,6 @@
 
 import json
 import platform
-import re
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -14,49 +13,13 @@ from transformers import PreTrainedModel
 from hf_ext.hub.bundle import source_commit
 from hf_ext.hub.export_parity import exports_section
 from hf_ext.hub.intended_use import use_of
+from hf_ext.hub.usage import USAGE, saved_adapter, usage_code
 from hf_ext.training.local_paths import public_yaml, without_local_paths
 
 
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
 # whose versions may change what a run computes
 LIBRARIES = ("hf-ext", "torch", "transformers", "accelerate", "datasets", "tokenizers", "peft")
-# task -> how the card says to use the model; {folder}, {prompt} and {context} are filled in
-USAGE = {
-    "text-generation": """from transformers import pipeline
-
-writer = pipeline("text-generation", model="{folder}")
-print(writer({prompt}, max_new_tokens=50)[0]["generated_text"])""",
-    "fill-mask": """from transformers import pipeline
-
-filler = pipeline("fill-mask", model="{folder}")
-print(filler({prompt}))""",
-    "text-classification": """from transformers import pipeline
-
-classifier = pipeline("text-classification", model="{folder}")
-print(classifier({prompt}))""",
-    "token-classification": """from transformers import pipeline
-
-tagger = pipeline("token-classification", model="{folder}", aggregation_strategy="simple")
-print(tagger({prompt}))""",
-    "question-answering": """from transformers import AutoModelForQuestionAnswering, AutoTokenizer
-
-from hf_ext.tasks.question_answering import find_answers
-
-tokenizer = AutoTokenizer.from_pretrained("{folder}")
-model = AutoModelForQuestionAnswering.from_pretrained("{folder}")
-context = {context}
-print(find_answers(model, tokenizer, {prompt}, context).text)""",
-    "text2text-generation": """from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
-
-tokenizer, model = AutoTokenizer.from_pretrained("{folder}"), AutoModelForSeq2SeqLM.from_pretrained("{folder}")
-output = model.generate(**tokenizer({prompt}, return_tensors="pt"), max_new_tokens=50)
-print(tokenizer.decode(output[0]))""",
-    "translation": """from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
-
-tokenizer, model = AutoTokenizer.from_pretrained("{folder}"), AutoModelForSeq2SeqLM.from_pretrained("{folder}")
-output = model.generate(**tokenizer({prompt}, return_tensors="pt"))
-print(tokenizer.decode(output[0], skip_special_tokens=True))""",
-}
 # fields of a config that say nothing about the architecture
 _NOT_ARCHITECTURE = {
     "architectures",
@@ -123,16 +86,21 @@ def model_card(model: PreTrainedModel, folder: str | Path, facts: RunFacts) -> M
         for name in facts.headline
         if not prefix or prefix + name in facts.metrics
     ]
+    adapter = saved_adapter(folder)
     data = ModelCardData(
         model_name=folder_name,
         license=facts.license,
-        library_name="transformers",
+        library_name="transformers" if adapter is None else "peft",
         pipeline_tag=facts.task,
-        tags=["hf_ext", model.config.model_type],
+        tags=["hf_ext", model.config.model_type, *(() if adapter is None else (adapter.kind,))],
         base_model=facts.base_model,
         eval_results=results,
     )
     use = use_of(facts.task)
+    first = {"prompt": "Once", "context": "", **(facts.samples[0] if facts.samples else {})}
+    usage = usage_code(
+        facts.usage or USAGE[facts.task], folder_name, adapter, prompt=first["prompt"], context=first["context"]
+    )
     default = type(model.config)().to_dict()
     changed = {name: value for name, value in model.config.to_dict().items() if value != default.get(name)}
     return ModelCard.from_template(
@@ -145,7 +113,8 @@ def model_card(model: PreTrainedModel, folder: str | Path, facts: RunFacts) -> M
         limits=[*use.limits, *facts.limits],
         exports=exports_section(folder),
         folder_name=folder_name,
-        usage=_usage(facts, folder_name),
+        usage=usage,
+        alone="hf_ext" not in usage,
         continues=facts.task == "text-generation",
         metrics={name: _number(value) for name, value in facts.metrics.items()},
         curve=facts.curve,
@@ -163,13 +132,6 @@ def model_card(model: PreTrainedModel, folder: str | Path, facts: RunFacts) -> M
         # as it would be written in a program, line breaks and all
         samples=[{**sample, "shown": json.dumps(sample["prompt"], ensure_ascii=False)} for sample in facts.samples],
     )
-
-
-def _usage(facts: RunFacts, folder_name: str) -> str:
-    shown = {"prompt": "Once", "context": "", **(facts.samples[0] if facts.samples else {})}
-    values = {"folder": folder_name, **{name: json.dumps(shown[name]) for name in ("prompt", "context")}}
-    # in one go, for a text may have braces itself
-    return re.sub(r"\{(folder|prompt|context)\}", lambda match: values[match[1]], facts.usage or USAGE[facts.task])
 
 
 def _cells(rows: dict[str, str]) -> dict[str, str]:

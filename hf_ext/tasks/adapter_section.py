@@ -28,6 +28,8 @@ TASK_TYPES = {
     AutoModelForTokenClassification: "TOKEN_CLS",
     AutoModelForQuestionAnswering: "QUESTION_ANS",
 }
+# whose heads are trained whole: no language model's, which the base has
+NEW_HEADS = (AutoModelForSequenceClassification, AutoModelForTokenClassification, AutoModelForQuestionAnswering)
 
 
 @dataclass
@@ -79,7 +81,7 @@ def add_adapter(model: PreTrainedModel, arguments: AdapterArguments, auto_class)
     """`model` with adapters to train and everything else frozen; `model` itself without a method.
 
     Args:
-        auto_class: what the model was built as; peft keeps its new head trainable.
+        auto_class: what the model was built as; its head is trained whole, unless it is a language model's.
 
     Raises:
         ValueError: a task that adapters aren't offered for. ImportError: peft or optimum-quanto is missing.
@@ -99,11 +101,21 @@ def add_adapter(model: PreTrainedModel, arguments: AdapterArguments, auto_class)
         target_modules=arguments.target_modules,
         use_dora=arguments.method == "dora",
         task_type=TASK_TYPES[auto_class],
+        modules_to_save=_heads(model) if auto_class in NEW_HEADS else None,
     )
     try:
         return get_peft_model(model, config)
     except ValueError as error:
         raise ValueError(f"adapter.target_modules={arguments.target_modules}: {str(error).splitlines()[0]}") from error
+
+
+def _heads(model: PreTrainedModel) -> list[str]:
+    """Names of what stands on the body: peft knows a `classifier`, and not what a family has before it."""
+    return [
+        name
+        for name, child in model.named_children()
+        if name != model.base_model_prefix and any(True for _ in child.parameters())
+    ]
 
 
 def _hold_in_few_bits(model: PreTrainedModel, bits: str) -> None:

@@ -103,12 +103,8 @@ class ModelSection:
         if self.path is None:
             return auto_class.from_config(config, **self.loading)
         if self._leaves_head(auto_class._model_mapping[type(config)], config):
-            model = auto_class.from_config(config, **self.loading)
-            body = AutoModel.from_pretrained(
-                self.path, revision=self.revision, config=config, **_PLAIN_WEIGHTS, **self.loading
-            )
-            # a body alone may have a pooler that the head's has not
-            model.base_model.load_state_dict(body.state_dict(), strict=False)
+            saved = {"revision": self.revision, **_PLAIN_WEIGHTS}
+            model = body_under_new_head(auto_class, config, self.path, saved, **self.loading)
         else:
             model = auto_class.from_pretrained(
                 self.path, revision=self.revision, config=config, **_PLAIN_WEIGHTS, **self.loading
@@ -144,6 +140,21 @@ class ModelSection:
                 "with the task's label names, or draw a new head with model.new_head: true"
             )
         return False
+
+
+def body_under_new_head(
+    auto_class, config: PretrainedConfig, path: str | Path, saved: dict, **loading
+) -> PreTrainedModel:
+    """A model of `config` with the body that was saved at `path`, whatever head that has, and a new one.
+
+    Args:
+        saved: for `from_pretrained` alone: the revision, how files are read. loading: `dtype`, `attn_implementation`.
+    """
+    model = auto_class.from_config(config, **loading)
+    body = AutoModel.from_pretrained(path, config=config, **saved, **loading)
+    # a body alone may have a pooler that the head's has not
+    model.base_model.load_state_dict(body.state_dict(), strict=False)
+    return model
 
 
 def _names(labels: list[str]) -> str:

@@ -28,6 +28,7 @@ from transformers import (
 )
 
 import hf_ext  # noqa: F401  registers our classes, as a user's first line does
+from hf_ext.tasks.model_section import body_under_new_head
 
 
 # Auto class -> the pipeline that its models have in transformers
@@ -58,9 +59,12 @@ def auto_class_of(config: PretrainedConfig):
 
 
 def weights_checksum(model: torch.nn.Module) -> str:
-    """sha256 over the names, dtypes, shapes and bytes of all weights."""
+    """sha256 over the names, dtypes, shapes and bytes of all weights; peft keeps beside an adapter's head the one that it
+    took the place of, which computes nothing."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
+        if ".original_module." in name:
+            continue
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
@@ -120,17 +124,22 @@ def differences(here: dict, there: dict) -> str:
 
 def load(folder: str):
     """The model in a folder; where there is an adapter alone, with it in the weights that it was trained beside."""
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    auto_class = auto_class_of(config)
     adapter = Path(folder) / "adapter_config.json"
     if not adapter.is_file():
-        return auto_class.from_pretrained(folder, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        return auto_class_of(config).from_pretrained(folder, trust_remote_code=False)
     from peft import PeftModel
 
-    base = json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"]
-    return PeftModel.from_pretrained(
-        auto_class.from_pretrained(base, config=config, trust_remote_code=False), folder
-    ).get_base_model()
+    base, plain = (
+        json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"],
+        {"trust_remote_code": False},
+    )
+    if (Path(folder) / "config.json").is_file():  # of a new head, which the adapter holds
+        config = AutoConfig.from_pretrained(folder, **plain)
+        model = body_under_new_head(auto_class_of(config), config, base, plain)
+    else:
+        model = auto_class_of(AutoConfig.from_pretrained(base, **plain)).from_pretrained(base, **plain)
+    return PeftModel.from_pretrained(model, folder).get_base_model()
 
 
 def main() -> None:

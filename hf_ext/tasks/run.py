@@ -158,9 +158,7 @@ class Run:
         if not self.adapter.merges:
             trainer.save_model()
             if self.adapter.method is not None and self.is_main:
-                trained_model(trainer).config.save_pretrained(
-                    self.output
-                )  # of a new head, peft keeps the weights alone
+                self._save_config_of_new_head(trainer)
             return
         with_adapter = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
         if self.is_main:
@@ -169,6 +167,13 @@ class Run:
             merged.save_pretrained(self.output)
             trainer.processing_class.save_pretrained(self.output)
             trainer.model = trainer.model_wrapped = merged
+
+    def _save_config_of_new_head(self, trainer: HfxTrainer) -> None:
+        """Of a new head peft keeps the weights alone, and its labels must be known. Where there is none, the base says what
+        the model is: an adapter beside a config.json is taken by transformers for a part of a model that lies there too."""
+        with_adapter = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+        if with_adapter.peft_config[with_adapter.active_adapter].modules_to_save:
+            trained_model(trainer).config.save_pretrained(self.output)
 
     def evaluate(self, trainer: HfxTrainer, splits: Mapping[str, object]) -> tuple[dict[str, float], dict[str, object]]:
         """Scores of the splits that weren't trained on, and what the model predicted on them; printed, logged and saved.
@@ -266,9 +271,15 @@ class Run:
         )
         if rows is not None:
             given.setdefault("dataset_summary", self.describe_rows(rows))
-        how = (
-            "trained from scratch" if self.model_section.path is None else f"from {Path(self.model_section.path).name}"
+        what, how = (
+            f"A `{model.config.model_type}` of {model.num_parameters() / 1e6:.2f}M parameters",
+            "trained from scratch",
         )
+        if self.model_section.path is not None:
+            how = f"from {Path(self.model_section.path).name}"
+        if self.adapter.method is not None and not self.adapter.merges:
+            size = sum(p.numel() for p in model.parameters() if p.requires_grad)
+            what = f"An adapter ({self.adapter.method}) of {size:,} parameters for a `{model.config.model_type}`"
         table = {
             "steps": f"{step:,}",
             "rows seen": f"{self.rows_seen(trainer):,}",
@@ -280,7 +291,7 @@ class Run:
         return RunFacts(
             **{
                 "title": self.output.name,
-                "summary": f"A `{model.config.model_type}` of {model.num_parameters() / 1e6:.2f}M parameters, {how}.",
+                "summary": f"{what}, {how}.",
                 "limits": (*given.pop("limits", ()), *limits),
                 "data": data_rows(self.recipe.sections.values()),
                 "training": table,

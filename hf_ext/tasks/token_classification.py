@@ -16,7 +16,7 @@ from transformers import DataCollatorForTokenClassification, EvalPrediction, Pre
 from transformers.utils import logging
 
 from hf_ext.data import RowArguments
-from hf_ext.hub.model_card import USAGE
+from hf_ext.hub.usage import USAGE
 from hf_ext.metrics import compute
 from hf_ext.models.configuration_choices import check_choice
 from hf_ext.tasks.adapter_section import AdapterArguments

@@ -4,7 +4,7 @@ import pytest
 from models.decoder_grid import make_config
 
 from hf_ext.hub.intended_use import USES, measured_limits, use_of
-from hf_ext.hub.model_card import USAGE
+from hf_ext.hub.usage import USAGE
 
 
 def said(**given) -> str:

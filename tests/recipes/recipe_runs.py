@@ -1,10 +1,13 @@
 """A recipe's script as a user runs it, and what it leaves."""
 
+import io
 import json
 import os
+import re
 import runpy
 import subprocess
 import sys
+from contextlib import chdir, redirect_stdout
 from pathlib import Path
 
 import pytest
@@ -69,3 +72,12 @@ def read_lines(path: Path) -> list[dict]:
 def read_results(folder: Path) -> dict:
     """A run's `all_results.json`."""
     return json.loads((folder / "all_results.json").read_text(encoding="utf-8"))
+
+
+def use_as_the_card_says(folder: Path) -> str:
+    """Runs the lines of a card's "Use it" beside the folder; what they print."""
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"^## Use it\n\n```python\n(.*?)^```$", card, re.MULTILINE | re.DOTALL)
+    with chdir(folder.parent), redirect_stdout(io.StringIO()) as printed:
+        exec(compile(code, f"{folder.name}/README.md", "exec"), {})
+    return printed.getvalue()

@@ -5,7 +5,7 @@ import subprocess
 from functools import partial
 
 import pytest
-from recipes.recipe_runs import read_lines, run_script
+from recipes.recipe_runs import read_lines, run_script, use_as_the_card_says
 from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
 import hf_ext  # noqa: F401  registers our architectures
@@ -35,6 +35,7 @@ def test_the_debug_recipe_learns_and_resumes(tmp_path):
     right = sum(line["prediction"] == line["answer"] for line in lines) / len(lines)
     assert right == pytest.approx(results["eval_answer_accuracy"])
     assert all(sum(line["votes"].values()) == len(line["drawn"]) == 5 for line in lines)
+    assert use_as_the_card_says(out)
 
     # scored again, as `hf-ext evaluate` does
     sections = read_yaml(out / "recipe.yaml")

@@ -3,7 +3,8 @@
 import subprocess
 
 import pytest
-from recipes.recipe_runs import ROOT, read_lines, run_script
+from huggingface_hub import ModelCard
+from recipes.recipe_runs import ROOT, read_lines, run_script, use_as_the_card_says
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +56,12 @@ def test_adapters_merged_and_over_four_bits(trained, tmp_path):
     done = adapt(trained, tmp_path / "int4", *argv)
     assert done.returncode == 0, done.stderr
     assert not (tmp_path / "int4/model.safetensors").exists()
+    assert not (tmp_path / "int4/config.json").exists()  # the base says what the model is
+    (tmp_path / "model").symlink_to(trained)  # where the card's lines find the base
+    assert use_as_the_card_says(tmp_path / "int4")
+    card = ModelCard.load(tmp_path / "int4" / "README.md")
+    assert card.data.library_name == "peft"
+    assert "An adapter (lora) of " in card.text
     quantized = domains(tmp_path / "int4")["new"]
     assert quantized["after"] < quantized["before"]
 

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from recipes.recipe_runs import read_lines, run_script
+from recipes.recipe_runs import read_lines, run_script, use_as_the_card_says
 
 
 ROOT = Path(__file__).parents[2]
@@ -56,6 +56,7 @@ def test_debug_and_going_on_from_its_checkpoint(tmp_path):
     assert {"eval_f1", "eval_unanswerable_accuracy", "eval_best_f1_threshold"} <= set(results)
     card = (out / "README.md").read_text()
     assert "find_answers(model, tokenizer, " in card
+    use_as_the_card_says(out)
     assert f"| f1 | {results['eval_f1']:.4f} |" in card
 
     # stopped after 20 of 30 steps and gone on from there: the same weights
@@ -82,6 +83,7 @@ def test_written_answers(tmp_path):
     results = json.loads((out / "eval_results.json").read_text())
     assert results["eval_exact_match"] == pytest.approx(exact_match(lines))
     assert json.loads((out / "generation_config.json").read_text())["max_new_tokens"] == 16
+    use_as_the_card_says(out)
 
 
 @pytest.mark.full

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from recipes.recipe_runs import ROOT, read_lines, read_results, refusal, run_script
+from recipes.recipe_runs import ROOT, read_lines, read_results, refusal, run_script, use_as_the_card_says
 from rouge_score.rouge_scorer import RougeScorer
 
 
@@ -28,6 +28,7 @@ def test_summaries_that_are_written(tmp_path):
     assert mean_rouge(read_lines(out / "validation_predictions.jsonl")) == pytest.approx(results["eval_rougeL"])
     assert "reloaded in a fresh process: HfxEncoderDecoderForConditionalGeneration" in done.stdout
     assert "pipeline_tag: summarization" in (out / "README.md").read_text()
+    assert use_as_the_card_says(out)
 
 
 @pytest.mark.heavy
@@ -42,6 +43,7 @@ def test_sentences_that_are_chosen(tmp_path):
     for line in lines:  # its own sentences, in their order
         assert line["prediction"].split("\n") == [line["sentences"][place] for place in sorted(line["chosen"])]
     assert "extract_summary" in (out / "README.md").read_text()
+    assert use_as_the_card_says(out)
 
 
 def dialogsum(real_data: Path) -> dict[str, str]:

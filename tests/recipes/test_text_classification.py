@@ -5,7 +5,9 @@ import subprocess
 from functools import partial
 
 import pytest
-from recipes.recipe_runs import ROOT, read_lines, read_results, refusal, run_script
+import yaml
+from cli.command_line import hf_ext_command
+from recipes.recipe_runs import ROOT, read_lines, read_results, refusal, run_script, use_as_the_card_says
 
 
 FOLDER = ROOT / "recipes/text_classification"
@@ -28,6 +30,7 @@ def test_the_short_recipe_and_its_resume(tmp_path):
     card = (out / "README.md").read_text()
     assert "pipeline_tag: text-classification" in card
     assert "type: matthews_correlation" in card
+    assert "score" in use_as_the_card_says(out)
     assert str(tmp_path) not in card
     for name in ("loss.png", "recipe.yaml", "tokenizer.json", "trainer_state.json"):
         assert (out / name).is_file(), name
@@ -39,6 +42,28 @@ def test_the_short_recipe_and_its_resume(tmp_path):
     assert resumed.returncode == 0, resumed.stderr
     assert "(60 steps done)" in resumed.stdout
     assert (out / "model.safetensors").read_bytes() == weights
+
+
+@pytest.mark.heavy
+def test_an_adapter_with_a_head_of_its_own(tmp_path, capsys):
+    base, out = tmp_path / "base", tmp_path / "run"
+    trained = run(FOLDER / "debug.yaml", "--training.output_dir", base, "--max_steps", 6)
+    assert trained.returncode == 0, trained.stderr
+    sections = yaml.safe_load((FOLDER / "reviews_topic.yaml").read_text(encoding="utf-8"))
+    del sections["tokenizer"]  # it comes with the model
+    sections |= {"model": {"path": str(base), "new_head": True}, "adapter": {"method": "lora", "merge": False}}
+    (tmp_path / "topics.yaml").write_text(yaml.safe_dump(sections))
+    done = run(tmp_path / "topics.yaml", "--training.output_dir", out, "--max_steps", 60)
+    assert done.returncode == 0, done.stderr
+    assert "reloaded in a fresh process" in done.stdout
+    assert not (out / "model.safetensors").exists()
+    assert "score" in use_as_the_card_says(out)
+    held_out = tmp_path / "held_out.jsonl"
+    held_out.write_text("".join(json.dumps(line) + "\n" for line in read_lines(out / "validation_predictions.jsonl")))
+    argv = ("evaluate", out, held_out, "--base", base, "--columns", "label=label", "--json")
+    evaluated = hf_ext_command(capsys, *argv)
+    assert evaluated.code == 0, evaluated.line
+    assert json.loads(evaluated.out)["accuracy"] == pytest.approx(read_results(out)["eval_accuracy"])
 
 
 @pytest.mark.heavy

@@ -4,7 +4,7 @@ import json
 from functools import partial
 
 import pytest
-from recipes.recipe_runs import read_lines, run_script
+from recipes.recipe_runs import read_lines, run_script, use_as_the_card_says
 
 from hf_ext.tasks.text_generation import REFERENCE, SAMPLERS
 
@@ -26,6 +26,7 @@ def test_the_debug_recipe_and_its_model_compared_again(tmp_path):
     assert len(read_lines(out / "samplers.jsonl")) == 4 * len(SAMPLERS)
     card = (out / "README.md").read_text().partition("## Samplers\n\n")[2]
     assert card.startswith((out / "samplers.md").read_text() + "\n![Perplexity by repetition](samplers.png)\n")
+    assert use_as_the_card_says(out)
     for name in ("samplers.md", "samplers.png", "loss.png", "README.md", "model.safetensors"):
         assert (out / name).is_file(), name
     history = json.loads((out / "trainer_state.json").read_text())["log_history"]

@@ -5,7 +5,7 @@ import subprocess
 from functools import partial
 
 import pytest
-from recipes.recipe_runs import read_lines, run_script
+from recipes.recipe_runs import read_lines, run_script, use_as_the_card_says
 from transformers import pipeline
 
 import hf_ext  # noqa: F401  registers our architectures
@@ -29,6 +29,7 @@ def test_the_debug_recipe_learns_and_resumes(tmp_path):
     assert "reloaded in a fresh process: HfxEncoderForTokenClassification" in done.stdout
     card = (out / "README.md").read_text(encoding="utf-8")
     assert 'aggregation_strategy="simple"' in card
+    assert "entity_group" in use_as_the_card_says(out)
     # the file of predictions, by our windows, is what a user's pipeline says by words, given the text or the words
     tagger = pipeline("token-classification", model=str(out), aggregation_strategy="first")
     for line in read_lines(out / "validation_predictions.jsonl")[:6]:

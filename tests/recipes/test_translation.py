@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from recipes.recipe_runs import ROOT, read_lines, refusal, run_script
+from recipes.recipe_runs import ROOT, read_lines, refusal, run_script, use_as_the_card_says
 
 
 SCRIPT = ROOT / "recipes/translation/train.py"
@@ -35,6 +35,7 @@ def test_the_debug_recipe_learns_to_translate(tmp_path):
     assert "reloaded in a fresh process: HfxEncoderDecoderForConditionalGeneration" in done.stdout
     card = (out / "README.md").read_text()
     assert "pipeline_tag: translation" in card
+    assert use_as_the_card_says(out)
     assert json.loads((out / "generation_config.json").read_text())["num_beams"] == 4
 
     # goes on from what is there: complete, so nothing is trained, and the same is written again

@@ -3,9 +3,21 @@
 import pytest
 import torch
 from models.decoder_grid import make_model, tokens
-from transformers import AutoModelForCausalLM, AutoModelForMultipleChoice, AutoModelForSequenceClassification
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForMultipleChoice,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+)
 
-from hf_ext.models import HfxEncoderConfig, HfxEncoderForSequenceClassification
+from hf_ext.models import (
+    HfxDecoderForSequenceClassification,
+    HfxEncoderDecoderForSequenceClassification,
+    HfxEncoderForQuestionAnswering,
+    HfxEncoderForSequenceClassification,
+    HfxEncoderForTokenClassification,
+)
 from hf_ext.tasks.adapter_section import AdapterArguments, add_adapter
 
 
@@ -73,13 +85,26 @@ def _bytes(weight: torch.Tensor) -> int:
     return sum(_bytes(t) for t in inner) if inner else weight.numel() * weight.element_size()
 
 
-def test_a_new_head_trains_whole():
-    sizes = {"vocab_size": 97, "hidden_size": 32, "num_attention_heads": 2, "num_hidden_layers": 1}
-    base = HfxEncoderForSequenceClassification(HfxEncoderConfig(**sizes))
-    model = add_adapter(base, AdapterArguments(method="lora"), AutoModelForSequenceClassification)
+@pytest.mark.parametrize(
+    ("model_class", "auto_class"),
+    [
+        (HfxEncoderForSequenceClassification, AutoModelForSequenceClassification),
+        (HfxEncoderForTokenClassification, AutoModelForTokenClassification),
+        (HfxEncoderForQuestionAnswering, AutoModelForQuestionAnswering),
+        (HfxDecoderForSequenceClassification, AutoModelForSequenceClassification),
+        (HfxEncoderDecoderForSequenceClassification, AutoModelForSequenceClassification),
+    ],
+)
+def test_a_new_head_trains_whole(model_class, auto_class):
+    sizes = {"vocab_size": 97, "hidden_size": 32, "num_attention_heads": 2}
+    base = model_class(model_class.config_class(**sizes))
+    on_the_body = {name for name, _ in base.named_parameters() if not name.startswith(f"{base.base_model_prefix}.")}
+    model = add_adapter(base, AdapterArguments(method="lora"), auto_class)
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
     assert all("lora_" in name or "modules_to_save" in name for name in trained)
-    assert any("modules_to_save" in name for name in trained)
+    whole = {name.removeprefix("base_model.model.").replace(".modules_to_save.default", "") for name in trained}
+    assert on_the_body
+    assert on_the_body <= whole
 
 
 def test_without_a_method_it_is_the_model_itself():

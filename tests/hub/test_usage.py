@@ -1,0 +1,40 @@
+"""The lines of a card by which a model is used: filled in, and with an adapter's base beneath it.
+
+That they run is seen in tests/recipes, on what each task's run leaves.
+"""
+
+import json
+
+import pytest
+
+from hf_ext.hub.usage import USAGE, SavedAdapter, saved_adapter, usage_code
+
+
+def code(task: str, adapter: SavedAdapter | None = None) -> str:
+    return usage_code(USAGE[task], "mine", adapter, prompt='a {context} "b"', context="c {folder}")
+
+
+@pytest.mark.parametrize("task", USAGE)
+@pytest.mark.parametrize(
+    "adapter", [None, SavedAdapter("lora", "me/base", False), SavedAdapter("lora", "me/base", True)]
+)
+def test_it_is_python_with_everything_filled_in(task, adapter):
+    text = code(task, adapter)
+    compile(text, task, "exec")
+    assert json.dumps('a {context} "b"') in text
+    assert text.count('"mine"') >= 1
+    assert text.count('from_pretrained(model, "mine")') == text.count("import PeftModel") == (adapter is not None)
+    assert text.count('"me/base"') == (adapter is not None)
+    assert ("ignore_mismatched_sizes" in text) == (adapter is not None and adapter.new_head)
+
+
+def test_what_a_folder_holds(tmp_path):
+    assert saved_adapter(tmp_path) is None
+    base = tmp_path / "a" / "base"
+    base.mkdir(parents=True)
+    saved = {"peft_type": "LORA", "base_model_name_or_path": str(base), "modules_to_save": ["classifier"]}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(saved))
+    assert saved_adapter(tmp_path) == SavedAdapter("lora", "base", True)
+    saved |= {"base_model_name_or_path": "me/base", "modules_to_save": None}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(saved))
+    assert saved_adapter(tmp_path) == SavedAdapter("lora", "me/base", False)
