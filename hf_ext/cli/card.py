@@ -37,9 +37,10 @@ def card(
 ) -> None:
     """Write the README.md of a run's folder where it has none; else bring its numbers up to date and leave the rest."""
 
+    if (results is None) != (dataset is None):
+        raise ValueError("--results, --dataset: give both, or none of them")
+
     def do() -> None:
-        if (results is None) != (dataset is None):
-            raise ValueError("--results, --dataset: give both, or none of them")
         place = Path(folder)
         path = place / "README.md"
 

@@ -53,6 +53,9 @@ def evaluate(
     The task is what the model's head and its recipe.yaml say.
     """
 
+    if predictions is not None and Path(predictions).exists():
+        raise ValueError(f"--predictions {predictions}: is there already; choose another name")
+
     def do() -> None:
         from transformers import AutoConfig
 
@@ -62,8 +65,6 @@ def evaluate(
         from hf_ext.tasks.saved_model_evaluation import evaluate_saved
         from hf_ext.training.recipe_yaml import read_yaml
 
-        if predictions is not None and Path(predictions).exists():
-            raise ValueError(f"--predictions {predictions}: is there already; choose another name")
         source = find_model(model, revision)
         beside = source.folder / "recipe.yaml"
         path = Path(recipe) if recipe is not None else beside if beside.is_file() else None

@@ -59,6 +59,9 @@ def export(
 ) -> None:
     """Write a model for another engine. What is written computes what torch does, or isn't there."""
 
+    if not targets and verify is None and None in (model, out, to):
+        raise ValueError("hf-ext export: needs the model, what to write, and --to TARGET; see --help")
+
     def do() -> None:
         options = {"quantize": quantize, "calibration": calibration, "task": task, "tolerance": tolerance}
         options |= {"max_batch_size": max_batch_size, "max_length": max_length}
@@ -66,8 +69,6 @@ def export(
             typer.echo("\n".join(_targets()))
         elif verify is not None:
             _run(model=model, to=to, **options, greedy_tokens=greedy_tokens, verify=True, out=verify)
-        elif model is None or out is None or to is None:
-            raise ValueError("hf-ext export: needs the model, what to write, and --to TARGET; see --help")
         elif to == GGUF:
             _write_gguf(model, revision, out, options)
         else:

@@ -46,14 +46,14 @@ def generate(
     Greedy, unless an option for drawing is given.
     """
 
-    def do() -> None:
-        choice = sampling.sampling_options(
-            temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty
-        )
-        text = sys.stdin.read().removesuffix("\n") if prompt is None else prompt
-        if not text:
-            raise ValueError("prompt: is empty; give a text, as an argument or on stdin")
+    choice = sampling.sampling_options(
+        temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty
+    )
+    text = sys.stdin.read().removesuffix("\n") if prompt is None else prompt
+    if not text:
+        raise ValueError("prompt: is empty; give a text, as an argument or on stdin")
 
+    def do() -> None:
         from hf_ext.cli.loading import config_source, load_model, load_tokenizer, writing_class
         from hf_ext.cli.writing import write
         from hf_ext.hub.model_source import find_model

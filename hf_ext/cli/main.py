@@ -1,5 +1,6 @@
 """`hf-ext`: the subcommands in one program, and what a wrong command line is answered with."""
 
+import os
 import sys
 from collections.abc import Sequence
 from typing import Annotated, NoReturn
@@ -66,6 +67,11 @@ def main(words: Sequence[str] | None = None) -> NoReturn:
         code = app(args=None if words is None else list(words), prog_name="hf-ext", standalone_mode=False)
     except TyperException as error:
         print(f"error: {_one_line(error)}", file=sys.stderr)
+        raise SystemExit(BAD_INPUT) from None
+    except ValueError as error:  # of what the words alone tell, before torch is loaded
+        if os.environ.get("HF_EXT_TRACEBACK") == "1":
+            raise
+        print(f"error: {error}", file=sys.stderr)
         raise SystemExit(BAD_INPUT) from None
     except typer.Abort:
         print("interrupted", file=sys.stderr)

@@ -1,5 +1,6 @@
 """`hf-ext push`: a folder to the Hub, checked here first, in one commit."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -38,6 +39,9 @@ def push(
     ] = None,
 ) -> None:
     """Push a folder to the Hub in one commit, or not at all; nothing is sent before it is checked here."""
+
+    if not Path(folder).is_dir():
+        raise ValueError(f"{folder}: no such folder; save the model into one first")
 
     def do() -> None:
         from hf_ext.hub.push import LEFT_OUT

@@ -47,6 +47,9 @@ def quantize(
 ) -> None:
     """Save a model of ours with its linear layers quantized. `python -m hf_ext.quantization compare` compares several."""
 
+    if not methods and None in (folder, out):
+        raise ValueError("hf-ext quantize: needs the model's folder and the folder to write; see --help")
+
     def do() -> None:
         import torch
 
@@ -58,8 +61,6 @@ def quantize(
         if methods:
             typer.echo("\n".join(f"{name}: {found.summary}" for name, found in METHODS.items()))
             return
-        if folder is None or out is None:
-            raise ValueError("hf-ext quantize: needs the model's folder and the folder to write; see --help")
         if compare is not None:
             read_rows(compare)  # refused before anything is quantized
         with torch.no_grad():

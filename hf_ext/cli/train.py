@@ -2,6 +2,7 @@
 
 import runpy
 import sys
+from pathlib import Path
 
 import typer
 
@@ -38,7 +39,8 @@ def train(context: typer.Context) -> None:
         typer.echo(context.get_help())
         typer.echo(f"\nTasks: {_tasks()}")
         return
-    work(lambda: run_script(words))
+    script, rest = find_script(words)
+    work(lambda: run_script(script, rest))
 
 
 def _tasks() -> str:
@@ -48,9 +50,8 @@ def _tasks() -> str:
         return str(error)
 
 
-def run_script(words: list[str]) -> None:
-    """Run the script as `python script.py …` would, in this process: its exit code is this one's."""
-    script, rest = find_script(words)
+def run_script(script: Path, rest: list[str]) -> None:
+    """Run a script as `python script.py …` would, in this process: its exit code is this one's."""
     before = sys.argv
     sys.argv = [str(script), *rest]
     try:

@@ -5,6 +5,7 @@ eq. 3. Over a quantized W it is QLoRA; Dettmers et al. 2023, arXiv 2305.14314, e
 the other.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from transformers import (
@@ -77,14 +78,16 @@ class AdapterArguments:
         return self.method is not None and (self.quantize is None if self.merge is None else self.merge)
 
 
-def add_adapter(model: PreTrainedModel, arguments: AdapterArguments, auto_class):
+def add_adapter(model: PreTrainedModel, arguments: AdapterArguments, auto_class, new_tokens: Sequence[int] = ()):
     """`model` with adapters to train and everything else frozen; `model` itself without a method.
 
     Args:
         auto_class: what the model was built as; its head is trained whole, unless it is a language model's.
+        new_tokens: rows of the embeddings that the task has added; they are trained too.
 
     Raises:
-        ValueError: a task that adapters aren't offered for. ImportError: peft or optimum-quanto is missing.
+        ValueError: a task that adapters aren't offered for; new tokens, where the adapter is saved alone.
+        ImportError: peft or optimum-quanto is missing.
     """
     if arguments.method is None:
         return model
@@ -92,6 +95,12 @@ def add_adapter(model: PreTrainedModel, arguments: AdapterArguments, auto_class)
 
     if auto_class not in TASK_TYPES:
         raise ValueError(f"adapter.method={arguments.method!r}: not offered for {auto_class.__name__}; leave it out")
+    if new_tokens and not arguments.merges:
+        field = f"quantize={arguments.quantize!r}" if arguments.quantize else "merge=False"
+        raise ValueError(
+            f"adapter.{field}: the adapter is saved alone, and its base has no embeddings for tokens that "
+            f"the task adds ({len(new_tokens)}); leave it out"
+        )
     if arguments.quantize is not None:
         _hold_in_few_bits(model, arguments.quantize)
     config = LoraConfig(
@@ -102,6 +111,7 @@ def add_adapter(model: PreTrainedModel, arguments: AdapterArguments, auto_class)
         use_dora=arguments.method == "dora",
         task_type=TASK_TYPES[auto_class],
         modules_to_save=_heads(model) if auto_class in NEW_HEADS else None,
+        trainable_token_indices=list(new_tokens) or None,
     )
     try:
         return get_peft_model(model, config)

@@ -106,7 +106,9 @@ class Run:
             ValueError: the checkpoint to go on from is another model's or another recipe's.
         """
         self._check_same_run(config)
-        model = add_adapter(self.model_section.build(auto_class, config, tokenizer), self.adapter, auto_class)
+        known = config.vocab_size
+        model = self.model_section.build(auto_class, config, tokenizer)
+        model = add_adapter(model, self.adapter, auto_class, new_tokens=range(known, model.config.vocab_size))
         if self.adapter.method is None:
             model = split_model(model, self.training)
         return self.take(model, tokenizer)

@@ -30,6 +30,15 @@ COMMANDS = [
 MOST_SECONDS = 0.5
 
 
+def run_and_see_imports(words: list[str]) -> tuple[subprocess.CompletedProcess, set[str]]:
+    """A command line in a process of its own, and the modules that it imported."""
+    command = [sys.executable, "-X", "importtime", "-m", "hf_ext", *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done, {
+        line.rsplit("|", 1)[1].strip() for line in done.stderr.splitlines() if line.startswith("import time:")
+    }
+
+
 def test_help_lists_every_command_and_the_exit_codes(capsys):
     done = hf_ext_command(capsys, "--help")
     assert done.code == 0
@@ -47,14 +56,32 @@ def test_help_of_each_shows_an_example(command):
     assert f"hf-ext {command}" in done.output.split("Example:")[1]
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("export model out", "needs the model, what to write, and --to TARGET"),
+        ("quantize", "needs the model's folder and the folder to write"),
+        ("card run --results scores.json", "--results, --dataset: give both"),
+        ("push nothere me/it", "nothere: no such folder"),
+        ("train nothere.yaml", "nothere.yaml: no such recipe"),
+        ("generate model text --temperature 0 --top_p 0.5", "--top_p: has no effect with --temperature 0"),
+    ],
+)
+def test_what_the_words_alone_tell_is_told_without_torch(words, said):
+    done, imported = run_and_see_imports(words.split())
+    assert done.returncode == 2
+    (told,) = [line for line in done.stderr.splitlines() if not line.startswith("import time:")]
+    assert told.startswith("error: ")
+    assert said in told
+    assert not imported & {"torch", "transformers"}
+
+
 def test_help_and_version_start_without_torch():
     for words in (["--help"], ["--version"], ["generate", "--help"], ["train", "--help"]):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        done = subprocess.run(
-            [sys.executable, "-X", "importtime", "-m", "hf_ext", *words], capture_output=True, text=True, check=True
-        )
+        done, imported = run_and_see_imports(words)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        imported = {line.rsplit("|", 1)[1].strip() for line in done.stderr.splitlines() if "|" in line}
+        assert done.returncode == 0
         assert "hf_ext.cli.main" in imported
         assert not imported & {"torch", "transformers", "numpy", "yaml", "huggingface_hub"}
         seconds = sum(getattr(after, name) - getattr(before, name) for name in ("ru_utime", "ru_stime"))

@@ -107,6 +107,30 @@ def test_a_new_head_trains_whole(model_class, auto_class):
     assert on_the_body <= whole
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_tokens_that_a_task_adds_are_trained_and_no_others(tied):
+    model = make_model(tie_word_embeddings=tied)
+    known = model.config.vocab_size
+    model.resize_token_embeddings(known + 2)
+    before = model.get_input_embeddings().weight.detach().clone()
+    adapted = add_adapter(model, AdapterArguments(method="lora"), AutoModelForCausalLM, range(known, known + 2))
+    ids = torch.tensor([[3, known, 5, 7, known + 1, 9]])
+    train(adapted, {"input_ids": ids, "labels": ids})
+    scores = adapted.eval()(ids).logits
+    merged = adapted.merge_and_unload()
+    after = merged.get_input_embeddings().weight
+    assert torch.equal(after[:known], before[:known])
+    assert (after[known:] != before[known:]).any(dim=1).all()
+    torch.testing.assert_close(merged.eval()(ids).logits, scores, rtol=1e-4, atol=1e-5)
+
+
+def test_an_adapter_alone_has_no_place_for_new_tokens():
+    for changes, said in (({"merge": False}, "merge=False"), ({"quantize": "int4"}, "quantize='int4'")):
+        arguments = AdapterArguments(method="lora", **changes)
+        with pytest.raises(ValueError, match=f"^adapter.{said}: .* no embeddings for tokens that the task adds .2."):
+            add_adapter(make_model(), arguments, AutoModelForCausalLM, range(97, 99))
+
+
 def test_without_a_method_it_is_the_model_itself():
     model = make_model()
     assert add_adapter(model, AdapterArguments(), AutoModelForCausalLM) is model
