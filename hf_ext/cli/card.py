@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from hf_ext.cli.loading import Base
 from hf_ext.cli.working import work
 
 
@@ -34,6 +35,7 @@ def card(
     rewrite: Annotated[
         bool, typer.Option("--rewrite", help="Write it anew from the folder's files, though there is one.")
     ] = False,
+    base: Base = None,
 ) -> None:
     """Write the README.md of a run's folder where it has none; else bring its numbers up to date and leave the rest."""
 
@@ -51,11 +53,11 @@ def card(
         if rewrite or not path.is_file():
             from transformers import AutoConfig
 
-            from hf_ext.cli.loading import load_model
+            from hf_ext.cli.loading import config_source, load_model
             from hf_ext.tasks.reload_check import auto_class_of
 
-            config = AutoConfig.from_pretrained(source.folder, **source.options)
-            write_card(load_model(source, auto_class_of(config)), place).save(path)
+            config = AutoConfig.from_pretrained(config_source(source, base).folder, **source.options)
+            write_card(load_model(source, auto_class_of(config), base=base), place).save(path)
             typer.echo(f"{path}: written")
             if results is None:
                 return

@@ -68,6 +68,7 @@ def load_model(
     from transformers.utils import logging
 
     from hf_ext.export.exported_folder import DESCRIPTION as EXPORTED
+    from hf_ext.hub.model_folder import check_holds_model
     from hf_ext.quantization.saving import DESCRIPTION, load_quantized
 
     logging.disable_progress_bar()
@@ -101,8 +102,7 @@ def load_model(
         # the model itself, with the adapter in its layers
         model = PeftModel.from_pretrained(model, source.folder, use_safetensors=True).get_base_model()
     else:
-        if not (source.folder / "config.json").is_file():
-            raise ValueError(f"{source.folder}: holds no model (no config.json); name the folder of a saved one")
+        check_holds_model(source.folder)
         try:
             model = auto_class.from_pretrained(source.folder, **source.weight_options, **options)
         except SafetensorError as error:

@@ -18,6 +18,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from hf_ext.export.gguf_architecture import check_row_sizes, choose_architecture, fields_not_read, turns_neighbours
 from hf_ext.export.gguf_tokenizer import read_tokenizer
+from hf_ext.hub.model_folder import check_holds_model
 from hf_ext.models.configuration_choices import check_choice
 from hf_ext.models.decoder import HfxDecoderConfig, HfxDecoderForCausalLM
 
@@ -188,8 +189,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("path", help="the file to write, NAME.gguf")
     parser.add_argument("--type", default="f16", help=f"of the matrices: {', '.join(TYPES)}")
     arguments = parser.parse_args(argv)
-    if not (Path(arguments.folder) / "config.json").is_file():
-        raise ValueError(f"folder={arguments.folder!r}: holds no model (no config.json); name a saved decoder's")
+    check_holds_model(arguments.folder, f"folder={arguments.folder!r}")
     config = AutoConfig.from_pretrained(arguments.folder, trust_remote_code=False)
     if not isinstance(config, HfxDecoderConfig):
         raise ValueError(f"model_type={config.model_type!r}: can't be written as GGUF; give a folder of an hfx_decoder")

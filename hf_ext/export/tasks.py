@@ -17,6 +17,7 @@ from transformers import (
     PreTrainedModel,
 )
 
+from hf_ext.hub.model_folder import check_holds_model
 from hf_ext.models.configuration_choices import check_choice
 from hf_ext.models.pretrained_model import asked_options
 from hf_ext.ops.attention_support import refusal
@@ -78,8 +79,8 @@ def load_for_export(path: str | Path, task: str | None = None, **hub) -> tuple[P
         ValueError: no model, none of ours, a quantized one, or a task that it has no head for.
     """
     path = Path(path) if Path(path).is_dir() else str(path)
-    if isinstance(path, Path) and not (path / "config.json").is_file():
-        raise ValueError(f"model={str(path)!r}: holds no model (no config.json); name the folder of a saved one")
+    if isinstance(path, Path):
+        check_holds_model(path, f"model={str(path)!r}")
     config = AutoConfig.from_pretrained(path, **hub)
     if type(config) not in FAMILIES:
         raise ValueError(

@@ -9,6 +9,7 @@ from pathlib import Path
 from huggingface_hub import snapshot_download
 
 from hf_ext.hub.file_names import PICKLES
+from hf_ext.hub.model_folder import check_holds_model
 from hf_ext.hub.repository import HubRepository
 from hf_ext.hub.untrusted_folder import check_loadable
 
@@ -48,7 +49,7 @@ class ModelSource:
         """
         path = self.folder / "config.json"
         if not path.is_file():
-            raise ValueError(f"{self.folder}: holds no model (no config.json); name the folder of a saved one")
+            check_holds_model(self.folder)
         return json.loads(path.read_text(encoding="utf-8"))
 
 

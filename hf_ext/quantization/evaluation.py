@@ -24,6 +24,7 @@ from transformers import (
     PreTrainedModel,
 )
 
+from hf_ext.hub.model_folder import check_holds_model
 from hf_ext.quantization.saving import DESCRIPTION, load_quantized, model_class_of
 
 
@@ -62,8 +63,7 @@ def load_saved(folder: str | Path) -> PreTrainedModel:
         ValueError: a folder without a model, or with one that isn't ours.
     """
     folder = Path(folder)
-    if not (folder / "config.json").is_file():
-        raise ValueError(f"folder={str(folder)!r}: holds no model (no config.json); name the folder of a saved one")
+    check_holds_model(folder, f"folder={str(folder)!r}")
     if (folder / DESCRIPTION).is_file():
         return load_quantized(folder)
     return model_class_of(AutoConfig.from_pretrained(folder, trust_remote_code=False)).from_pretrained(folder).eval()

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from hf_ext.hub.model_folder import check_holds_model
 from hf_ext.hub.untrusted_folder import check_loadable
 from hf_ext.models.code_by_name import check_names_no_code
 from hf_ext.models.configuration_choices import check_known
@@ -188,11 +189,8 @@ def read_model_section(section: dict) -> ModelSection:
     # a folder's name must not be asked of the Hub, with its retries
     if path is not None and not Path(path).is_dir() and "train one first" in _missing(str(path)):
         raise ValueError(_missing(str(path)))
-    if path is not None and Path(path).is_dir() and not (Path(path) / "config.json").is_file():
-        raise ValueError(
-            f"model.path={str(path)!r}: holds no model (no config.json); name the folder of a finished run"
-        )
     if path is not None and Path(path).is_dir():
+        check_holds_model(path, f"model.path={str(path)!r}")
         check_loadable(Path(path))
     dtype = loading.get("dtype", "float32")
     if not isinstance(getattr(torch, str(dtype), None), torch.dtype):

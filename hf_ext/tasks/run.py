@@ -37,7 +37,7 @@ from hf_ext.tasks.run_folder import (
     whole_training_loss,
 )
 from hf_ext.tasks.run_push import take_over_push
-from hf_ext.tasks.run_report import base_model_of, compute_rows, data_rows, flops_of, size_rows
+from hf_ext.tasks.run_report import base_model_of, compute_rows, data_rows, flops_of, size_rows, summary_of
 from hf_ext.training.arguments import HfxTrainingArguments
 from hf_ext.training.distributed import check_adapter, is_split, load_whole, plain_class, split_model
 from hf_ext.training.float8 import plain_products
@@ -273,15 +273,6 @@ class Run:
         )
         if rows is not None:
             given.setdefault("dataset_summary", self.describe_rows(rows))
-        what, how = (
-            f"A `{model.config.model_type}` of {model.num_parameters() / 1e6:.2f}M parameters",
-            "trained from scratch",
-        )
-        if self.model_section.path is not None:
-            how = f"from {Path(self.model_section.path).name}"
-        if self.adapter.method is not None and not self.adapter.merges:
-            size = sum(p.numel() for p in model.parameters() if p.requires_grad)
-            what = f"An adapter ({self.adapter.method}) of {size:,} parameters for a `{model.config.model_type}`"
         table = {
             "steps": f"{step:,}",
             "rows seen": f"{self.rows_seen(trainer):,}",
@@ -293,7 +284,7 @@ class Run:
         return RunFacts(
             **{
                 "title": self.output.name,
-                "summary": f"{what}, {how}.",
+                "summary": summary_of(model, self.output, self.model_section.path),
                 "limits": (*given.pop("limits", ()), *limits),
                 "data": data_rows(self.recipe.sections.values()),
                 "training": table,

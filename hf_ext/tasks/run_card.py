@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from hf_ext.hub import RunFacts, model_card
 from hf_ext.hub.card_text import check_card_text
 from hf_ext.tasks.run import Run
+from hf_ext.tasks.run_report import summary_of
 from hf_ext.training.recipe_yaml import read_yaml
 
 
@@ -35,8 +36,6 @@ def write_card(model: PreTrainedModel, folder: Path) -> ModelCard:
     results = _read(folder, "all_results.json")
     sections = {name: part or {} for name, part in read_yaml(folder / "recipe.yaml").items()}
     state = _read(folder, "trainer_state.json") if (folder / "trainer_state.json").is_file() else {}
-    path = sections.get("model", {}).get("path")
-    how = "trained from scratch" if path is None else f"from {Path(path).name}"
     reported = Run.reported({name: value for name, value in results.items() if not name.startswith("train_")})
     data = _data_name(sections.get("data", {}))
     training = {
@@ -45,7 +44,7 @@ def write_card(model: PreTrainedModel, folder: Path) -> ModelCard:
     }
     facts = RunFacts(
         title=folder.name,
-        summary=f"A `{model.config.model_type}` of {model.num_parameters() / 1e6:.2f}M parameters, {how}.",
+        summary=summary_of(model, folder, sections.get("model", {}).get("path")),
         limits=("Written from the run's folder; its samples and command are in no file of it.",),
         dataset=data,
         dataset_summary=f"`{data}`.",

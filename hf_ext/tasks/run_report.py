@@ -7,6 +7,7 @@ from pathlib import Path
 from transformers import PreTrainedModel
 
 from hf_ext.data.provenance import data_sources
+from hf_ext.hub.usage import saved_adapter
 from hf_ext.tasks.run_costs import RunCosts
 from hf_ext.training.hardware import describe_hardware
 from hf_ext.training.scaling.run_flops import RunFlops, run_flops
@@ -72,6 +73,21 @@ def compute_rows(costs: RunCosts, last_step: int, seconds: float | None, timed_f
     since = f", since the resume at step {timed_from:,}" if timed_from else ""
     training = f"{seconds:,.0f} s, with its evaluations{since}" if seconds else "not known"
     return {**describe_hardware(costs.num_processes), "training": training, **costs.rows(last_step)}
+
+
+def summary_of(model: PreTrainedModel, folder: Path, path: str | None) -> str:
+    """A card's first sentence.
+
+    Args:
+        model: with an adapter in it, where `folder` holds that alone. path: what it was trained on from; None from scratch.
+    """
+    how = "trained from scratch" if path is None else f"from {Path(path).name}"
+    adapter = saved_adapter(folder)
+    if adapter is None:
+        return f"A `{model.config.model_type}` of {model.num_parameters() / 1e6:.2f}M parameters, {how}."
+    parts = (p for name, p in model.named_parameters() if "lora_" in name or ".modules_to_save." in name)
+    size = sum(p.numel() for p in parts)
+    return f"An adapter ({adapter.kind}) of {size:,} parameters for a `{model.config.model_type}`, {how}."
 
 
 def base_model_of(path: str | None) -> str | None:

@@ -65,6 +65,15 @@ def test_an_adapter_with_a_head_of_its_own(tmp_path, capsys):
     assert evaluated.code == 0, evaluated.line
     assert json.loads(evaluated.out)["accuracy"] == pytest.approx(read_results(out)["eval_accuracy"])
 
+    first = (out / "README.md").read_text(encoding="utf-8").split("\n\n")[1:3]
+    assert hf_ext_command(capsys, "card", out, "--rewrite", "--base", base).code == 0
+    again = (out / "README.md").read_text(encoding="utf-8").split("\n\n")[1:3]
+    assert again == first
+    assert "An adapter (lora) of " in again[1]
+    said = "holds an adapter, not the model that it is for"
+    assert said in hf_ext_command(capsys, "quantize", out, tmp_path / "int8").line
+    assert said in hf_ext_command(capsys, "export", out, tmp_path / "onnx", "--to", "onnx").line
+
 
 @pytest.mark.heavy
 @pytest.mark.parametrize(
