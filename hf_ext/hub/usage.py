@@ -78,9 +78,9 @@ def saved_adapter(folder: str | Path) -> SavedAdapter | None:
     if not path.is_file():
         return None
     saved = json.loads(path.read_text(encoding="utf-8"))
-    base = saved["base_model_name_or_path"]
+    base = saved.get("base_model_name_or_path") or "base"
     return SavedAdapter(
-        saved["peft_type"].lower(),
+        saved.get("peft_type", "adapter").lower(),
         Path(base).name if Path(base).exists() else base,
         bool(saved.get("modules_to_save")),
     )

@@ -150,11 +150,16 @@ def body_under_new_head(
 
     Args:
         saved: for `from_pretrained` alone: the revision, how files are read. loading: `dtype`, `attn_implementation`.
+
+    Raises:
+        ValueError: another body, which doesn't have all weights.
     """
     model = auto_class.from_config(config, **loading)
     body = AutoModel.from_pretrained(path, config=config, **saved, **loading)
     # a body alone may have a pooler that the head's has not
-    model.base_model.load_state_dict(body.state_dict(), strict=False)
+    missing = model.base_model.load_state_dict(body.state_dict(), strict=False).missing_keys
+    if missing:
+        raise ValueError(f"{path}: holds no {missing[0]} for a {type(model).__name__}; name another model")
     return model
 
 
