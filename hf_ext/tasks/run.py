@@ -83,12 +83,22 @@ class Run:
             )
         if self.adapter.method is not None:
             check_adapter(self.adapter.method, self.training)
+            self._check_base_is_public()
         _check_schedule(self.training)
         self.checkpoint = find_checkpoint(self.training, recipe.resume)
         check_writable(self.training.output_dir)
         self.costs = RunCosts(self.output, steps_done(self.checkpoint), self.training.world_size)
         self.push = take_over_push(self.training, recipe.values.get("training", {}))
         set_seed(self.training.seed)
+
+    def _check_base_is_public(self) -> None:
+        """Raises ValueError where an adapter alone is to be pushed and nobody else could load what it is for."""
+        alone = self.training.push_to_hub and not self.adapter.merges
+        if alone and base_model_of(self.model_section.path) is None:
+            raise ValueError(
+                f"training.push_to_hub: pushes the adapter alone, and model.path={self.model_section.path!r} is on this "
+                "machine only; push that first, and give its name on the Hub"
+            )
 
     @property
     def is_main(self) -> bool:

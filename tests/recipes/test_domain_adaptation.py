@@ -88,6 +88,7 @@ def test_what_cant_be_meant(trained, tmp_path):
         (["--old_domain.replay", 0.999], "asks for"),
         (["--tokenizer.vocab_size", 300], "trains a new one; model.path="),
         (["--model", "{model_type: hfx_decoder}"], "model.path: is missing; name the trained model to adapt"),
+        (["--adapter", "{method: lora, merge: false}", "--push_to_hub"], "is on this machine only; push that first"),
     ):
         done = adapt(trained, tmp_path / "run", *argv)
         assert done.returncode == 2
