@@ -88,19 +88,10 @@ def load_model(
             raise ValueError(f"--{name}: has no effect on a quantized folder; leave it out")
         model = load_quantized(source.folder)
     elif adapter.is_file():
-        from peft import PeftModel
-        from transformers import AutoConfig
-
-        from hf_ext.tasks.model_section import body_under_new_head
+        from hf_ext.tasks.adapter_loading import load_with_adapter
 
         beneath = whole_model(source, base)
-        if (source.folder / "config.json").is_file():  # of a new head, which the adapter holds
-            config = AutoConfig.from_pretrained(source.folder, **beneath.options)
-            model = body_under_new_head(auto_class, config, beneath.folder, beneath.weight_options, **options)
-        else:
-            model = auto_class.from_pretrained(beneath.folder, **beneath.weight_options, **options)
-        # the model itself, with the adapter in its layers
-        model = PeftModel.from_pretrained(model, source.folder, use_safetensors=True).get_base_model()
+        model = load_with_adapter(auto_class, source.folder, beneath.folder, beneath.weight_options, **options)
     else:
         check_holds_model(source.folder)
         try:

@@ -5,6 +5,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from hf_ext.training.recipe_yaml import read_yaml
+
 
 # task -> code; {folder}, {prompt} and {context} are filled in
 USAGE = {
@@ -45,6 +47,7 @@ model = AutoModelForSeq2SeqLM.from_pretrained("{folder}")
 output = model.generate(**tokenizer({prompt}, return_tensors="pt"))
 print(tokenizer.decode(output[0], skip_special_tokens=True))""",
 }
+BITS = ("int8", "int4")
 # pipeline -> the Auto class of its models
 _AUTO_CLASSES = {
     "text-generation": "AutoModelForCausalLM",
@@ -60,29 +63,41 @@ _IMPORT = re.compile(r"^from transformers import (.*)$", re.MULTILINE)
 
 @dataclass(frozen=True)
 class SavedAdapter:
-    """What peft's adapter_config.json says.
+    """What peft's adapter_config.json says, and the recipe beside it.
 
     Attributes:
         kind: "lora", …. base: the model that it was trained beside: a name on the Hub, or the last part of a folder's.
         new_head: whether it holds a head that the base doesn't have, whose sizes are in the adapter's own config.json.
+        bits: "int8" or "int4" where the base's blocks were held in few bits; it was fitted to them.
     """
 
     kind: str
     base: str
-    new_head: bool
+    new_head: bool = False
+    bits: str | None = None
 
 
 def saved_adapter(folder: str | Path) -> SavedAdapter | None:
-    """The adapter that a folder holds instead of a model, or None."""
+    """The adapter that a folder holds instead of a model, or None.
+
+    Raises:
+        ValueError: a recipe beside it that is none, or asks for bits that there aren't.
+    """
     path = Path(folder) / "adapter_config.json"
     if not path.is_file():
         return None
     saved = json.loads(path.read_text(encoding="utf-8"))
     base = saved.get("base_model_name_or_path") or "base"
+    recipe = path.with_name("recipe.yaml")
+    section = read_yaml(recipe).get("adapter") if recipe.is_file() else None
+    bits = section.get("quantize") if isinstance(section, dict) else None
+    if bits not in (None, *BITS):
+        raise ValueError(f"{recipe}: adapter.quantize={bits!r}: must be one of {', '.join(BITS)}")
     return SavedAdapter(
         saved.get("peft_type", "adapter").lower(),
         Path(base).name if Path(base).exists() else base,
         bool(saved.get("modules_to_save")),
+        bits,
     )
 
 
@@ -100,8 +115,8 @@ def usage_code(code: str, folder_name: str, adapter: SavedAdapter | None, **valu
 
 
 def _with_adapter(code: str, adapter: SavedAdapter) -> str:
-    """`code` with the base where the model was, and the adapter added into it in a line more. Sizes of a new head are in the
-    adapter's configuration, and the base may have one of other sizes, which it takes the place of."""
+    """`code` with the base where the model was, and the adapter put into it. Sizes of a new head are in the adapter's
+    configuration, and the base may have one of other sizes, which it takes the place of."""
     base, head = json.dumps(adapter.base), ""
     if adapter.new_head:
         head = ',\n    config=AutoConfig.from_pretrained("{folder}"),\n    ignore_mismatched_sizes=True,\n'
@@ -113,9 +128,15 @@ def _with_adapter(code: str, adapter: SavedAdapter) -> str:
 
     def on_base(match: re.Match) -> str:
         inside = f"\n    {base}{head}" if head else base
-        added = 'model = PeftModel.from_pretrained(model, "{folder}").merge_and_unload()'
-        return f"model = {match[1]}.from_pretrained({inside})\n{added}"
+        lines = [f"model = {match[1]}.from_pretrained({inside})"]
+        if adapter.bits is not None:
+            lines += [f'quantize(model, weights=q{adapter.bits}, include="*layers.*")', "freeze(model)"]
+        put_in = "merge_and_unload" if adapter.bits is None else "get_base_model"  # it can't be added into few bits
+        return "\n".join([*lines, f'model = PeftModel.from_pretrained(model, "{{folder}}").{put_in}()'])
 
     code = _MODEL.sub(on_base, _PIPELINE.sub(with_model, code))
     names = {*_IMPORT.search(code)[1].split(", "), *re.findall(r"\bAuto\w+", code)}
-    return "from peft import PeftModel\n" + _IMPORT.sub(f"from transformers import {', '.join(sorted(names))}", code)
+    quanto = "" if adapter.bits is None else f"from optimum.quanto import freeze, q{adapter.bits}, quantize\n"
+    return f"{quanto}from peft import PeftModel\n" + _IMPORT.sub(
+        f"from transformers import {', '.join(sorted(names))}", code
+    )

@@ -17,11 +17,12 @@ from transformers import (
     PreTrainedModel,
 )
 
+from hf_ext.hub.usage import BITS
 from hf_ext.models.configuration_choices import check_choice
 
 
 METHODS = ("lora", "dora")
-QUANTIZED = (None, "int8", "int4")
+QUANTIZED = (None, *BITS)
 TASK_TYPES = {
     AutoModelForCausalLM: "CAUSAL_LM",
     AutoModelForSeq2SeqLM: "SEQ_2_SEQ_LM",
@@ -102,7 +103,7 @@ def add_adapter(model: PreTrainedModel, arguments: AdapterArguments, auto_class,
             f"the task adds ({len(new_tokens)}); leave it out"
         )
     if arguments.quantize is not None:
-        _hold_in_few_bits(model, arguments.quantize)
+        hold_in_few_bits(model, arguments.quantize)
     config = LoraConfig(
         r=arguments.r,
         lora_alpha=arguments.alpha,
@@ -128,7 +129,7 @@ def _heads(model: PreTrainedModel) -> list[str]:
     ]
 
 
-def _hold_in_few_bits(model: PreTrainedModel, bits: str) -> None:
+def hold_in_few_bits(model: PreTrainedModel, bits: str) -> None:
     """Quantize the linear layers of the blocks in place; embeddings and heads stay as they are."""
     from optimum.quanto import freeze, qint4, qint8, quantize
 

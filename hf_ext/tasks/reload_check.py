@@ -28,7 +28,7 @@ from transformers import (
 )
 
 import hf_ext  # noqa: F401  registers our classes, as a user's first line does
-from hf_ext.tasks.model_section import body_under_new_head
+from hf_ext.tasks.adapter_loading import load_with_adapter
 
 
 # Auto class -> the pipeline that its models have in transformers
@@ -124,22 +124,14 @@ def differences(here: dict, there: dict) -> str:
 
 def load(folder: str):
     """The model in a folder; where there is an adapter alone, with it in the weights that it was trained beside."""
+    plain = {"trust_remote_code": False}
     adapter = Path(folder) / "adapter_config.json"
     if not adapter.is_file():
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        return auto_class_of(config).from_pretrained(folder, trust_remote_code=False)
-    from peft import PeftModel
-
-    base, plain = (
-        json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"],
-        {"trust_remote_code": False},
-    )
-    if (Path(folder) / "config.json").is_file():  # of a new head, which the adapter holds
-        config = AutoConfig.from_pretrained(folder, **plain)
-        model = body_under_new_head(auto_class_of(config), config, base, plain)
-    else:
-        model = auto_class_of(AutoConfig.from_pretrained(base, **plain)).from_pretrained(base, **plain)
-    return PeftModel.from_pretrained(model, folder).get_base_model()
+        return auto_class_of(AutoConfig.from_pretrained(folder, **plain)).from_pretrained(folder, **plain)
+    base = json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"]
+    described = folder if (Path(folder) / "config.json").is_file() else base
+    auto_class = auto_class_of(AutoConfig.from_pretrained(described, **plain))
+    return load_with_adapter(auto_class, folder, base, plain)
 
 
 def main() -> None:

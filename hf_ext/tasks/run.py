@@ -340,8 +340,7 @@ class Run:
             )
             model = trained_model(trainer)
             model_card(model, self.output, facts).save(self.output / "README.md")
-            if self.adapter.quantize is None:  # else what is saved is an adapter, to weights that aren't quantized
-                prove_reload(model, trainer.processing_class, self.output, probe_text)
+            prove_reload(model, trainer.processing_class, self.output, probe_text)
             self.print_where()
             before_push()
             if self.push is not None:

@@ -56,6 +56,7 @@ def test_adapters_merged_and_over_four_bits(trained, tmp_path):
     done = adapt(trained, tmp_path / "int4", *argv)
     assert done.returncode == 0, done.stderr
     assert not (tmp_path / "int4/model.safetensors").exists()
+    assert "reloaded in a fresh process" in done.stdout  # over weights in 4 bits
     assert not (tmp_path / "int4/config.json").exists()  # the base says what the model is
     (tmp_path / "model").symlink_to(trained)  # where the card's lines find the base
     assert use_as_the_card_says(tmp_path / "int4")

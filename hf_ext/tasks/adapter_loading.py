@@ -1,0 +1,35 @@
+"""The model that an adapter's folder stands for: the base as it was when the adapter was trained, with the adapter in it."""
+
+from pathlib import Path
+
+from transformers import AutoConfig, PreTrainedModel
+
+from hf_ext.hub.usage import saved_adapter
+from hf_ext.tasks.adapter_section import hold_in_few_bits
+from hf_ext.tasks.model_section import body_under_new_head
+
+
+def load_with_adapter(auto_class, folder: str | Path, base: str | Path, saved: dict, **loading) -> PreTrainedModel:
+    """The base model itself, with the adapter in its layers and, where the adapter was trained so, in few bits.
+
+    Args:
+        auto_class: that loads it. folder: the adapter's; a config.json in it is of a head that the base doesn't have.
+        base: folder or name of the model beneath. saved: for `from_pretrained` alone: how files are read.
+        loading: `dtype`, `attn_implementation`.
+
+    Raises:
+        ValueError: the folder holds no adapter, or the base is another one.
+    """
+    from peft import PeftModel
+
+    adapter = saved_adapter(folder)
+    if adapter is None:
+        raise ValueError(f"{folder}: holds no adapter (no adapter_config.json); name the folder of one")
+    if (Path(folder) / "config.json").is_file():
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        model = body_under_new_head(auto_class, config, base, saved, **loading)
+    else:
+        model = auto_class.from_pretrained(base, **saved, **loading)
+    if adapter.bits is not None:
+        hold_in_few_bits(model, adapter.bits)
+    return PeftModel.from_pretrained(model, folder, use_safetensors=True).get_base_model()
