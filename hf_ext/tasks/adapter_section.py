@@ -111,7 +111,7 @@ def add_adapter(model: PreTrainedModel, arguments: AdapterArguments, auto_class,
         target_modules=arguments.target_modules,
         use_dora=arguments.method == "dora",
         task_type=TASK_TYPES[auto_class],
-        modules_to_save=_heads(model) if auto_class in NEW_HEADS else None,
+        modules_to_save=heads_of(model) if auto_class in NEW_HEADS else None,
         trainable_token_indices=list(new_tokens) or None,
     )
     try:
@@ -120,7 +120,7 @@ def add_adapter(model: PreTrainedModel, arguments: AdapterArguments, auto_class,
         raise ValueError(f"adapter.target_modules={arguments.target_modules}: {str(error).splitlines()[0]}") from error
 
 
-def _heads(model: PreTrainedModel) -> list[str]:
+def heads_of(model: PreTrainedModel) -> list[str]:
     """Names of what stands on the body: peft knows a `classifier`, and not what a family has before it."""
     return [
         name
