@@ -13,7 +13,8 @@ from transformers import PreTrainedModel
 from hf_ext.hub.bundle import source_commit
 from hf_ext.hub.export_parity import exports_section
 from hf_ext.hub.intended_use import use_of
-from hf_ext.hub.usage import USAGE, saved_adapter, usage_code
+from hf_ext.hub.saved_adapter import saved_adapter
+from hf_ext.hub.usage import USAGE, usage_code
 from hf_ext.training.local_paths import public_yaml, without_local_paths
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from transformers import AutoConfig, PreTrainedModel
 
-from hf_ext.hub.usage import saved_adapter
+from hf_ext.hub.saved_adapter import saved_adapter
 from hf_ext.tasks.adapter_section import heads_of, hold_in_few_bits
 from hf_ext.tasks.model_section import body_under_new_head
 

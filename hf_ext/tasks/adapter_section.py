@@ -17,7 +17,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from hf_ext.hub.usage import BITS
+from hf_ext.hub.saved_adapter import BITS
 from hf_ext.models.configuration_choices import check_choice
 
 

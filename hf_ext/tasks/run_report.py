@@ -7,7 +7,7 @@ from pathlib import Path
 from transformers import PreTrainedModel
 
 from hf_ext.data.provenance import data_sources
-from hf_ext.hub.usage import saved_adapter
+from hf_ext.hub.saved_adapter import saved_adapter
 from hf_ext.tasks.run_costs import RunCosts
 from hf_ext.training.hardware import describe_hardware
 from hf_ext.training.scaling.run_flops import RunFlops, run_flops

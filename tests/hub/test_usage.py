@@ -7,7 +7,8 @@ import json
 
 import pytest
 
-from hf_ext.hub.usage import USAGE, SavedAdapter, saved_adapter, usage_code
+from hf_ext.hub.saved_adapter import SavedAdapter, saved_adapter
+from hf_ext.hub.usage import USAGE, usage_code
 
 
 def code(task: str, adapter: SavedAdapter | None = None) -> str:
